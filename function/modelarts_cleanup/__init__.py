@@ -1,0 +1,1 @@
+"""Delete ModelArts hyper clusters when their time is up, and tell what happened."""

@@ -1,0 +1,1 @@
+"""The rooms that talk to the outside: each one translates, none decides."""

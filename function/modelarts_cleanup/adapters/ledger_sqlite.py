@@ -1,0 +1,80 @@
+"""Keeps the ledger's entries in one SQLite file, for many threads and processes at once."""
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import msgspec
+
+from modelarts_cleanup.ledger import Entries, Entry
+from modelarts_cleanup.model import RetryLater, instant_text
+
+BUSY_SECONDS = 5.0
+
+_T = TypeVar("_T")
+_OPENED = """
+    PRAGMA journal_mode = WAL;
+    PRAGMA synchronous = FULL;
+    CREATE TABLE IF NOT EXISTS ledger (
+        key TEXT PRIMARY KEY, entry BLOB NOT NULL, forget_at TEXT NOT NULL
+    ) WITHOUT ROWID;
+    DELETE FROM ledger WHERE forget_at < strftime('%Y-%m-%dT%H:%M:%SZ', 'now', '-1 day');
+"""
+
+
+class SqliteStore:
+    """
+    The entries of a ledger in one file.
+
+    A transaction locks the file for writing at its start (`BEGIN IMMEDIATE`), as rules write what
+    they have read. The journal is a write-ahead log: a killed process leaves a whole file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._idle: list[sqlite3.Connection] = []
+
+    def transact(self, keys: Sequence[str], change: Callable[[Entries], _T]) -> _T:
+        """Read, change and write entries in one transaction. Raises `RetryLater` with `ledger_unavailable`."""
+        try:
+            with self._connection() as connection, connection:
+                connection.execute("BEGIN IMMEDIATE")
+                before: Entries = {key: _entry(connection, key) for key in keys}
+                entries = dict(before)
+                found = change(entries)
+                for key, entry in entries.items():
+                    if entry is not None and entry != before[key]:
+                        connection.execute(
+                            "INSERT OR REPLACE INTO ledger VALUES (?, ?, ?)",
+                            (key, msgspec.json.encode(entry), instant_text(entry.forget_at)),
+                        )
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            raise RetryLater("ledger_unavailable", f"SQLite: {type(error).__name__}") from None
+        return found
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        # Lists pop and append atomically; a connection is in one thread's hands at a time.
+        connection = self._idle.pop() if self._idle else self._opened()
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+
+    def _opened(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        connection.executescript(_OPENED)
+        return connection
+
+
+def _entry(connection: sqlite3.Connection, key: str) -> Entry | None:
+    row = connection.execute("SELECT entry FROM ledger WHERE key = ?", (key,)).fetchone()
+    return msgspec.json.decode(row[0], type=Entry) if row else None

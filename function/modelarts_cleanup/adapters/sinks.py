@@ -1,0 +1,76 @@
+"""Puts an event where a URL says: a line in a file, an HTTP request, a Pub/Sub message."""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+import requests
+
+from modelarts_cleanup import events
+from modelarts_cleanup.model import CompletionEvent, RetryLater
+
+# Shorter than what is left of a delivery when the work on ModelArts must have ended.
+SECONDS = 8.0
+
+
+class FileSink:
+    """Appends one structured CloudEvent a line; many processes may share the file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def publish(self, completion: CompletionEvent) -> None:
+        """Append the event and wait until it is on disk. Raises `RetryLater` with `sink_unavailable`."""
+        line = events.structured(completion).encode() + b"\n"
+        try:
+            with self._path.open("a+b", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                _append(file.fileno(), line)
+        except OSError as error:
+            raise RetryLater("sink_unavailable", f"the event could not be appended: {error.strerror}") from None
+
+
+class HttpSink:
+    """Posts a CloudEvent in binary mode."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._session = requests.Session()
+        self._session.trust_env = False
+
+    def publish(self, completion: CompletionEvent) -> None:
+        """Post the event; only a 2xx means that it is stored. Raises `RetryLater` with `sink_unavailable`."""
+        headers = {
+            f"ce-{name}": quote(value, safe="!#$&'()*+,/:;=?@[]-._~")
+            for name, value in events.attributes(completion).items()
+        }
+        headers["Content-Type"] = "application/json"
+        try:
+            with self._session.post(
+                self._url,
+                data=completion.data.encode(),
+                headers=headers,
+                timeout=(SECONDS / 2, SECONDS),
+                allow_redirects=False,
+                stream=True,  # the body of the answer says nothing to us
+            ) as response:
+                status = response.status_code
+        except (requests.RequestException, OSError) as error:
+            raise RetryLater("sink_unavailable", f"no answer from the sink: {type(error).__name__}") from None
+        if not 200 <= status < 300:
+            raise RetryLater("sink_unavailable", f"the sink answered {status}")
+
+
+def _append(descriptor: int, line: bytes) -> None:
+    size = end = os.fstat(descriptor).st_size
+    # What a killed writer left unfinished was never told to be stored: cut it off.
+    while end and os.pread(descriptor, 1, end - 1) != b"\n":
+        end -= 1
+    if end != size:
+        os.ftruncate(descriptor, end)
+    if os.write(descriptor, line) != len(line):
+        os.ftruncate(descriptor, end)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(descriptor)

@@ -8,14 +8,23 @@ from werkzeug.exceptions import HTTPException
 
 @functions_framework.http
 def cleanup(request: flask.Request) -> app.Answer:
-    """Serve an expiry event. An HTTP function, whatever signature the platform asks for: we read every body."""
+    """Serve expiry events. An HTTP function, whatever signature the platform asks for: we read every body."""
     return app.cleanup(request)
 
 
+@functions_framework.http
+def webhook(request: flask.Request) -> app.Answer:
+    """Serve signed webhooks, at an address of their own."""
+    return app.webhook(request)
+
+
 if flask.has_app_context():
-    # Served by the framework: an event posted to a path that it keeps for itself is an event all the same.
-    def _cleanup_all_the_same(_error: HTTPException) -> app.Answer:
-        return app.cleanup(flask.request)
+    # The framework answers for some paths itself (/robots.txt), and redirects others (//): what is
+    # posted there is served like anything else, so that no answer of its own starts a redelivery storm.
+    _entry_points = {"cleanup": app.cleanup, "webhook": app.webhook}
+
+    def _serve(_error: HTTPException) -> app.Answer:
+        return _entry_points[flask.current_app.name](flask.request)
 
     flask.current_app.url_map.merge_slashes = False
-    flask.current_app.register_error_handler(HTTPException, _cleanup_all_the_same)
+    flask.current_app.register_error_handler(HTTPException, _serve)

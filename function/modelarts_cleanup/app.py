@@ -1,293 +1,179 @@
-"""Joins the rooms: builds them once, takes one request to its end, and writes its one log line."""
+"""Joins the rooms: builds them once, takes one request to its end, and has its one log line written."""
 
-import hashlib
-import io
 import json
 import os
-import queue
-import re
-import sys
 import threading
-import time
 import traceback
-import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from typing import assert_never
+from functools import partial
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import flask
 
-from modelarts_cleanup import cleanup as use_case
-from modelarts_cleanup import credentials, envelope, events, places, settings
-from modelarts_cleanup.adapters.modelarts import ModelArts
-from modelarts_cleanup.adapters.secrets import Secret, file_bytes
-from modelarts_cleanup.adapters.sinks import FileSink, HttpSink
-from modelarts_cleanup.ledger import Ledger, Store, Told
-from modelarts_cleanup.model import Event, Expiry, Original, RetryLater, RetryReason
+from modelarts_cleanup import deadline, envelope, events, http_request, log, settings, world
+from modelarts_cleanup.ledger import Told
+from modelarts_cleanup.model import Expiry, Original, RetryLater
 
-# A delivery works on ModelArts for 40 s, then has some left to record and tell, and answers
-# within 55 s whatever hangs.
-WORKING = timedelta(seconds=40)
-ANSWERING = timedelta(seconds=55)
-GIVING_BACK = timedelta(seconds=2)
+if TYPE_CHECKING:
+    from standardwebhooks.webhooks import Webhook as StandardWebhook
+
+    from modelarts_cleanup.adapters.secrets import Secret
+    from modelarts_cleanup.adapters.sinks import EventSink
+
 # A wrapped message of the largest data that is read, with all the attributes that Pub/Sub allows, fits.
 LARGEST_BODY = 512 * 1024
+LARGEST_WEBHOOK = 64 * 1024
 ORIGINAL_HEAD = 64 * 1024
-_CHUNK = 64 * 1024
 ORIGINAL_TYPE = 256
 
-_WAITED_FOR: Mapping[str, RetryReason] = {
-    "modelarts": "modelarts_unavailable",
-    "secrets": "credentials_unavailable",
-    "sinks": "sink_unavailable",
-    "sink_pubsub": "sink_unavailable",
-    "ledger_sqlite": "ledger_unavailable",
-    "ledger_firestore": "ledger_unavailable",
-}
-_SEVERITY = {
-    "failed": "ERROR",
-    "rejected": "WARNING",
-    "retry": "WARNING",
-    "in_progress": "INFO",
-    "still_deleting": "INFO",
-    "expires_soon": "INFO",
-    "credentials_unavailable": "ERROR",
-    "credentials_refused": "ERROR",
-    "misconfigured_endpoint": "ERROR",
-    "misconfigured": "ERROR",
-    "internal_error": "CRITICAL",
-}
-_TRACE = re.compile(r"(?:[0-9a-f]{2}-)?([0-9a-f]{32})(?:[-/;].*)?")
+_T = TypeVar("_T")
 
 Answer = tuple[str, int, dict[str, str]]
 
 
-class DeliveryClock:
-    """The time of one delivery."""
+class Once(Generic[_T]):
+    """A thing that is built when it is first needed, or the settings that prevent it."""
 
-    def __init__(self) -> None:
-        self._started = time.monotonic()
+    def __init__(self, build: Callable[[], _T]) -> None:
+        self._build = build
+        self._lock = threading.Lock()
+        self._built: tuple[_T] | settings.SettingsError | None = None
 
-    def now(self) -> datetime:
-        """Tell the present."""
-        return datetime.now(UTC)
-
-    def passed(self) -> timedelta:
-        """Tell how long the delivery has taken so far."""
-        return timedelta(seconds=time.monotonic() - self._started)
-
-    def left(self) -> timedelta:
-        """Tell how long the delivery may still work on ModelArts."""
-        return WORKING - self.passed()
-
-    def sleep(self, span: timedelta) -> None:
-        """Wait."""
-        time.sleep(span.total_seconds())
+    def get(self) -> _T:
+        """Give the thing. Raises `RetryLater` with `misconfigured` and all the problems, each time."""
+        with self._lock:
+            if self._built is None:
+                try:
+                    self._built = (self._build(),)
+                except settings.SettingsError as error:
+                    self._built = error
+            if isinstance(self._built, settings.SettingsError):
+                problems = self._built.problems
+                raise RetryLater("misconfigured", f"{len(problems)} settings cannot be used", problems=problems)
+            return self._built[0]
 
 
-class App:
-    """The entry point `cleanup`, built from an environment on its first request."""
+class Cleanup:
+    """The entry point `cleanup`."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
-        self._lock = threading.Lock()
-        self._built: use_case.World | settings.SettingsError | None = None
+        self._google_project = environment.get("GOOGLE_CLOUD_PROJECT")
+        self._world = Once(lambda: world.world(settings.read(environment)))
 
-    def cleanup(self, request: flask.Request) -> Answer:
+    def __call__(self, request: flask.Request) -> Answer:
         """Take one request to its end: 200 with the outcome, or 503 to be delivered again. Nothing else."""
-        clock = DeliveryClock()
+        clock = deadline.DeliveryClock()
         line: dict[str, object] = {}
         try:
             told = self._told(request, clock, line)
             status, answer = 200, events.answer(told.completion, duplicate=told.duplicate)
             line["attempt"] = events.attempt(told.completion)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong, the event must come again
-            retry = error if isinstance(error, RetryLater) else RetryLater("internal_error", _where(error))
-            status, answer = 503, {"outcome": "retry", "reason": retry.reason, "detail": retry.detail}
-            answer |= {"problems": retry.problems} if retry.problems else {}
+            retry = _retry(error)
+            status, answer = 503, _answer_to_retry(retry)
             line["attempt"] = retry.attempt
-        line["duration_ms"] = round(clock.passed().total_seconds() * 1000, 3)
-        _write_line(answer, line)
-        return json.dumps(answer), status, {"Content-Type": "application/json"}
+        return _answered(answer, status, clock, line)
 
-    def _told(self, request: flask.Request, clock: DeliveryClock, line: dict[str, object]) -> Told:
-        asked = _request(request)
+    def _told(self, request: flask.Request, clock: deadline.DeliveryClock, line: dict[str, object]) -> Told:
+        asked = http_request.read(request, largest=LARGEST_BODY)
         found = envelope.read(asked)
-        line |= {"event_id": found.id, **_trace(asked.headers, self._environment.get("GOOGLE_CLOUD_PROJECT"))}
-        world = self._world()
+        line |= {"event_id": found.id, **http_request.trace(asked.headers, project=self._google_project)}
+        built = self._world.get()
+        line["dry_run"] = built.policy.dry_run
         original = Original(
             content_type=asked.headers.get("content-type", "")[:ORIGINAL_TYPE] or None,
             head=asked.body[:ORIGINAL_HEAD],
         )
         key = envelope.identity(found, asked)
-        event = events.read(found, key=key, region=world.policy.region, original=original)
+        event = events.read(found, key=key, region=built.policy.region, original=original)
         ref = event.asks.ref if isinstance(event.asks, Expiry) else event.asks
         line |= {"region": ref.region, "project_id": ref.project_id, "cluster_id": ref.cluster_id}
-        line["dry_run"] = world.policy.dry_run
-        return _within(ANSWERING, event, world, clock)
-
-    def _world(self) -> use_case.World:
-        with self._lock:
-            if self._built is None:
-                try:
-                    self._built = built(settings.read(self._environment))
-                except settings.SettingsError as error:
-                    self._built = error
-            if isinstance(self._built, settings.SettingsError):
-                problems = self._built.problems
-                raise RetryLater("misconfigured", f"{len(problems)} settings cannot be used", problems=problems)
-            return self._built
+        return deadline.told_within(deadline.ANSWERING, event, built, clock)
 
 
-def built(given: settings.Settings) -> use_case.World:
-    """Build what a deployment is made of. No adapter connects, or imports a client of Google's, before it is used."""
-    key_pair = Secret(_name(given.credentials), fetch=_fetch(given.credentials), read=credentials.read)
-    return use_case.World(
-        policy=given.policy,
-        clusters=ModelArts(given.endpoint, key_pair),
-        ledger=Ledger(_store(given.ledger)),
-        sink=_sink(given.completion_sink),
-    )
+class Webhook:
+    """The entry point `webhook`."""
 
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._google_project = environment.get("GOOGLE_CLOUD_PROJECT")
+        self._parts = Once(lambda: _webhook_parts(settings.read_webhook(environment)))
 
-def _fetch(place: places.SecretUrl) -> Callable[[], bytes]:
-    match place:
-        case places.FilePlace(path):
-            return lambda: file_bytes(path)
-        case places.SecretPlace(name):
-            from modelarts_cleanup.adapters.secret_manager import SecretManager  # noqa: PLC0415 - not always needed
-
-            return SecretManager(name).fetch
-    assert_never(place)
-
-
-def _name(place: places.SecretUrl) -> str:
-    return place.path if isinstance(place, places.FilePlace) else place.name
-
-
-def _sink(place: places.SinkUrl) -> use_case.Sink:
-    match place:
-        case places.FilePlace(path):
-            return FileSink(path)
-        case places.HttpPlace(url):
-            return HttpSink(url)
-        case places.TopicPlace(name):
-            from modelarts_cleanup.adapters.sink_pubsub import PubsubSink  # noqa: PLC0415 - not always needed
-
-            return PubsubSink(name)
-    assert_never(place)
-
-
-def _store(place: places.LedgerUrl) -> Store:
-    match place:
-        case places.SqlitePlace(path):
-            from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore  # noqa: PLC0415 - not always needed
-
-            return SqliteStore(path)
-        case places.FirestorePlace(project, database):
-            from modelarts_cleanup.adapters.ledger_firestore import FirestoreStore  # noqa: PLC0415 - not always needed
-
-            return FirestoreStore(project, database)
-    assert_never(place)
-
-
-def _within(span: timedelta, event: Event, world: use_case.World, clock: DeliveryClock) -> Told:
-    """
-    Run the use case in a thread of its own, as nothing else ends a wait that has no end of its own.
-
-    What hangs is left behind without its lease: whatever it still wants to write, the ledger refuses.
-    """
-    holder = uuid.uuid4().hex
-    ended: queue.SimpleQueue[Told | BaseException] = queue.SimpleQueue()
-
-    def work() -> None:
+    def __call__(self, request: flask.Request) -> Answer:
+        """Store one signed expiry on the sink: 202, or what is wrong with the request; 503 if it was not stored."""
+        clock = deadline.DeliveryClock()
+        line: dict[str, object] = {}
         try:
-            ended.put(use_case.cleanup(event, holder=holder, world=world, clock=clock))
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
-            ended.put(error)
+            status, answer = self._stored(request, clock, line)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong, it was not stored
+            status, answer = 503, _answer_to_retry(_retry(error))
+        return _answered(answer, status, clock, line)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        found = ended.get(timeout=max((span - clock.passed()).total_seconds(), 0.0))
-    except queue.Empty:
-        reason = _waited_for(thread)
-        _give_back(event, holder, world, clock)
-        raise RetryLater(reason, f"no end after {int(span.total_seconds())} s") from None
-    if isinstance(found, BaseException):
-        raise found
-    return found
+    def _stored(
+        self,
+        request: flask.Request,
+        clock: deadline.DeliveryClock,
+        line: dict[str, object],
+    ) -> tuple[int, dict[str, object]]:
+        from modelarts_cleanup import webhook  # noqa: PLC0415 - `cleanup` does without it, and counts its start-up
 
-
-def _waited_for(thread: threading.Thread) -> RetryReason:
-    """Say what a thread hangs in, by the innermost of our adapters on its stack."""
-    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the documented way to see another stack
-    while frame:
-        room = str(frame.f_globals.get("__name__")).removeprefix("modelarts_cleanup.adapters.")
-        if room in _WAITED_FOR:
-            return _WAITED_FOR[room]
-        frame = frame.f_back
-    return "internal_error"
-
-
-def _give_back(event: Event, holder: str, world: use_case.World, clock: DeliveryClock) -> None:
-    def release() -> None:
-        with suppress(RetryLater):
-            world.ledger.release(event, holder=holder, now=clock.now())
-
-    thread = threading.Thread(target=release, daemon=True)  # the ledger may be what hangs
-    thread.start()
-    thread.join(GIVING_BACK.total_seconds())
+        secrets, sink = self._parts.get()
+        asked = http_request.read(request, largest=LARGEST_WEBHOOK)
+        line |= http_request.trace(asked.headers, project=self._google_project)
+        if asked.method != "POST":
+            return 405, _refusal(f"{asked.method[:16]} is not allowed; a webhook is posted")
+        if not asked.complete:
+            return 413, _refusal(f"the body is larger than {LARGEST_WEBHOOK} bytes")
+        try:
+            webhook.verify(asked.body, asked.headers, webhooks=secrets.get(), now=clock.now())
+            line["event_id"] = asked.headers["webhook-id"]
+            attributes, data = webhook.expiry_event(asked)
+        except webhook.SignatureError as error:
+            return 401, _refusal(str(error))
+        except events.InvalidEventError as error:
+            return 400, {**_refusal(str(error)), "field": error.field, "problem": error.problem}
+        deadline.within(deadline.ANSWERING, partial(sink.put, attributes, data), clock)
+        return 202, {"id": attributes["id"]}
 
 
-def _request(request: flask.Request) -> envelope.Request:
-    """Take what an event can be in out of a request; a body of any size is read, but not kept."""
-    digest = hashlib.sha256()
-    kept = bytearray()
-    size = 0
-    while chunk := request.stream.read(_CHUNK):
-        digest.update(chunk)
-        size += len(chunk)
-        if len(kept) < LARGEST_BODY:
-            kept += chunk
-    request.stream = io.BytesIO()  # the framework reads the rest of a body into memory
-    return envelope.Request(
-        method=request.method,
-        headers={name.lower(): value for name, value in request.headers.items()},
-        body=bytes(kept),
-        digest=digest.hexdigest(),
-        complete=size <= LARGEST_BODY,
-    )
+def _webhook_parts(
+    given: settings.WebhookSettings,
+) -> "tuple[Secret[tuple[StandardWebhook, ...]], EventSink]":
+    from modelarts_cleanup import webhook  # noqa: PLC0415 - as above
+
+    return world.secret(given.webhook_secrets, read=webhook.secrets), world.sink(given.expiry_sink)
 
 
-def _trace(headers: Mapping[str, str], project: str | None) -> dict[str, str]:
-    # https://cloud.google.com/trace/docs/trace-context
-    found = _TRACE.fullmatch(headers.get("x-cloud-trace-context") or headers.get("traceparent") or "")
-    if not found:
-        return {}
-    trace = f"projects/{project}/traces/{found[1]}" if project else found[1]
-    return {"logging.googleapis.com/trace": trace}
+def _refusal(detail: str) -> dict[str, object]:
+    return {"outcome": "refused_request", "reason": None, "detail": detail}
 
 
-def _where(error: Exception) -> str:
-    """Name a mistake of ours by its kind and place; its text could hold anything."""
+def _retry(error: Exception) -> RetryLater:
+    if isinstance(error, RetryLater):
+        return error
+    # A mistake of ours is named by its kind and place: its text could hold anything.
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {frame.name}, line {frame.lineno}"
+    return RetryLater("internal_error", f"{type(error).__name__} in {frame.name}, line {frame.lineno}")
 
 
-def _write_line(answer: Mapping[str, object], line: Mapping[str, object]) -> None:
-    outcome, reason = answer["outcome"], answer["reason"]
-    written = {
-        "severity": _SEVERITY.get(str(reason), _SEVERITY.get(str(outcome), "INFO")),
-        "message": f"{outcome}{f' ({reason})' if reason else ''}: {answer['detail']}",
-        "outcome": outcome,
-        "reason": reason,
-        **{name: value for name, value in line.items() if value is not None},
-    }
-    sys.stdout.write(json.dumps(written) + "\n")
-    sys.stdout.flush()
+def _answer_to_retry(retry: RetryLater) -> dict[str, object]:
+    answer: dict[str, object] = {"outcome": "retry", "reason": retry.reason, "detail": retry.detail}
+    return {**answer, "problems": retry.problems} if retry.problems else answer
 
 
-_APP = App(os.environ)
-cleanup = _APP.cleanup
+def _answered(
+    answer: Mapping[str, object],
+    status: int,
+    clock: deadline.DeliveryClock,
+    line: dict[str, object],
+) -> Answer:
+    line["duration_ms"] = round(clock.passed().total_seconds() * 1000, 3)
+    outcome = str(answer.get("outcome", "accepted"))
+    reason = answer.get("reason")
+    detail = str(answer.get("detail", "the expiry event is stored"))
+    log.write(outcome, None if reason is None else str(reason), detail, line)
+    headers = {"Content-Type": "application/json", **({"Allow": "POST"} if status == 405 else {})}  # noqa: PLR2004
+    return json.dumps(answer), status, headers
+
+
+cleanup = Cleanup(os.environ)
+webhook = Webhook(os.environ)

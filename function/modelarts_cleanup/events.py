@@ -186,10 +186,9 @@ def attributes(completion: CompletionEvent) -> dict[str, str]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def structured(completion: CompletionEvent) -> str:
-    """Write a completion event as one line of JSON, in structured mode."""
-    data = json.loads(completion.data)
-    event = {**attributes(completion), "datacontenttype": "application/json", "data": data}
+def structured(attributes: Mapping[str, str], data: str) -> str:
+    """Write an event as one line of JSON, in structured mode."""
+    event = {**attributes, "datacontenttype": "application/json", "data": json.loads(data)}
     return json.dumps(event, ensure_ascii=False, separators=(",", ":"))
 
 

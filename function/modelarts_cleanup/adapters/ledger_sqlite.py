@@ -15,7 +15,7 @@ BUSY_SECONDS = 5.0
 _T = TypeVar("_T")
 _OPENED = """
     PRAGMA journal_mode = WAL;
-    PRAGMA synchronous = FULL;
+    PRAGMA synchronous = NORMAL;
     CREATE TABLE IF NOT EXISTS ledger (
         key TEXT PRIMARY KEY, entry BLOB NOT NULL, forget_at TEXT NOT NULL
     ) WITHOUT ROWID;

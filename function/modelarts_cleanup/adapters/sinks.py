@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,15 +17,32 @@ from modelarts_cleanup.model import CompletionEvent, RetryLater
 SECONDS = 8.0
 
 
-class FileSink:
+class EventSink(ABC):
+    """Where events go. An adapter says how one is put there; what is put there is the same for all."""
+
+    @abstractmethod
+    def put(self, attributes: Mapping[str, str], data: str) -> None:
+        """
+        Put an event there and wait until it is stored.
+
+        `attributes` are those of CloudEvents, without a prefix; `data` is JSON text. Raises
+        `RetryLater` with `sink_unavailable`.
+        """
+
+    def publish(self, completion: CompletionEvent) -> None:
+        """Put a completion event there. Raises as `put`."""
+        self.put(events.attributes(completion), completion.data)
+
+
+class FileSink(EventSink):
     """Appends one structured CloudEvent a line; many processes may share the file."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
 
-    def publish(self, completion: CompletionEvent) -> None:
-        """Append the event and wait until it is on disk. Raises `RetryLater` with `sink_unavailable`."""
-        line = events.structured(completion).encode() + b"\n"
+    def put(self, attributes: Mapping[str, str], data: str) -> None:
+        """Append the event and wait until it is on disk."""
+        line = events.structured(attributes, data).encode() + b"\n"
         try:
             with self._path.open("a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -32,7 +51,7 @@ class FileSink:
             raise RetryLater("sink_unavailable", f"the event could not be appended: {error.strerror}") from None
 
 
-class HttpSink:
+class HttpSink(EventSink):
     """Posts a CloudEvent in binary mode."""
 
     def __init__(self, url: str) -> None:
@@ -40,17 +59,14 @@ class HttpSink:
         self._session = requests.Session()
         self._session.trust_env = False
 
-    def publish(self, completion: CompletionEvent) -> None:
-        """Post the event; only a 2xx means that it is stored. Raises `RetryLater` with `sink_unavailable`."""
-        headers = {
-            f"ce-{name}": quote(value, safe="!#$&'()*+,/:;=?@[]-._~")
-            for name, value in events.attributes(completion).items()
-        }
+    def put(self, attributes: Mapping[str, str], data: str) -> None:
+        """Post the event; only a 2xx means that it is stored."""
+        headers = {f"ce-{name}": quote(value, safe="!#$&'()*+,/:;=?@[]-._~") for name, value in attributes.items()}
         headers["Content-Type"] = "application/json"
         try:
             with self._session.post(
                 self._url,
-                data=completion.data.encode(),
+                data=data.encode(),
                 headers=headers,
                 timeout=(SECONDS / 2, SECONDS),
                 allow_redirects=False,

@@ -1,5 +1,7 @@
 """Registers the entry points, and hands each request to the app."""
 
+from collections.abc import Callable
+
 import flask
 import functions_framework
 from modelarts_cleanup import app
@@ -21,7 +23,7 @@ def webhook(request: flask.Request) -> app.Answer:
 if flask.has_app_context():
     # The framework answers for some paths itself (/robots.txt), and redirects others (//): what is
     # posted there is served like anything else, so that no answer of its own starts a redelivery storm.
-    _entry_points = {"cleanup": app.cleanup, "webhook": app.webhook}
+    _entry_points: dict[str, Callable[[flask.Request], app.Answer]] = {"cleanup": app.cleanup, "webhook": app.webhook}
 
     def _serve(_error: HTTPException) -> app.Answer:
         return _entry_points[flask.current_app.name](flask.request)

@@ -96,32 +96,40 @@ def cleanup(event: Event, *, holder: str, world: World, clock: Clock) -> Told:
 
     Raises `RetryLater` if only another delivery can bring it there; the lease is given back then.
     """
-    claim = world.ledger.claim(event, holder=holder, now=clock.now())
-    if isinstance(claim, Told):
-        return claim
+    attempt = None
     try:
-        completion = claim.unpublished
-        if completion is None:
-            expiry = event.asks
-            outcome = expiry if isinstance(expiry, Rejected) else _judged(expiry, claim, world=world, clock=clock)
-            completion = events.completion_event(
-                event,
-                outcome,
-                deliveries=claim.attempt,
-                received_at=claim.received_at,
-                region=world.policy.region,
-                now=clock.now(),
-            )
-            world.ledger.record(claim, outcome, completion, now=clock.now())
+        claim = world.ledger.claim(event, holder=holder, now=clock.now())
+        if isinstance(claim, Told):
+            return claim
+        attempt = claim.attempt
+        completion = claim.unpublished or _completion(event, claim, world=world, clock=clock)
         world.sink.publish(completion)
         world.ledger.published(claim, now=clock.now())
     except BaseException as error:
         if isinstance(error, RetryLater):
-            error.attempt = claim.attempt
-        with suppress(RetryLater):  # what went wrong first is the answer; a lease not given back runs out
+            error.attempt = error.attempt or attempt
+        # What went wrong first is the answer; a lease that cannot be given back runs out. Even a claim
+        # that failed may have been written.
+        with suppress(RetryLater):
             world.ledger.release(event, holder=holder, now=clock.now())
         raise
     return Told(completion=completion, duplicate=claim.duplicate)
+
+
+def _completion(event: Event, claim: Claim, *, world: World, clock: Clock) -> CompletionEvent:
+    """Bring the event to an outcome, and have that recorded before anyone is told."""
+    expiry = event.asks
+    outcome = expiry if isinstance(expiry, Rejected) else _judged(expiry, claim, world=world, clock=clock)
+    completion = events.completion_event(
+        event,
+        outcome,
+        deliveries=claim.attempt,
+        received_at=claim.received_at,
+        region=world.policy.region,
+        now=clock.now(),
+    )
+    world.ledger.record(claim, outcome, completion, now=clock.now())
+    return completion
 
 
 def _judged(expiry: Expiry, claim: Claim, *, world: World, clock: Clock) -> Outcome:
@@ -174,8 +182,8 @@ def _deleted(cluster: Cluster, claim: Claim, *, world: World, clock: Clock) -> O
             cluster=cluster,
             request_id=answer.request_id,
         )
-    if isinstance(answer, Accepted):
-        world.ledger.delete_accepted(claim, request_id=answer.request_id, now=clock.now())
+    # "Not found" is an end as well, which the look confirms; where it does not, sending again would not help.
+    world.ledger.delete_accepted(claim, request_id=answer.request_id, now=clock.now())
     return _looked_until_gone(cluster, sent_at, answer.request_id, world=world, clock=clock)
 
 

@@ -149,7 +149,9 @@ def _read_structured(given: Mapping[str, object], message: Envelope) -> Envelope
         return _read_push(data)
     if "data_base64" in given:
         return _with_data(event, _base64(event, "data_base64", given["data_base64"]))
-    return _with_data(event, json.dumps(data, ensure_ascii=False).encode() if "data" in given else b"")
+    return _with_data(
+        event, json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() if "data" in given else b""
+    )
 
 
 def _event(given: Mapping[str, object], message: Envelope) -> Envelope:

@@ -156,7 +156,7 @@ class Ledger:
         expiry = event.asks if isinstance(event.asks, Expiry) else None
         expiry_key = _expiry_key(expiry) if expiry else None
 
-        def change(entries: Entries) -> Told | Claim | Lease:
+        def change(entries: Entries) -> Told | Claim | RetryLater:
             seen = _event(entries, event.key, now)
             closed = _expiry(entries, expiry_key, now) if expiry_key else None
             completion = seen.completion or (closed.completion if closed else None)
@@ -179,7 +179,12 @@ class Ledger:
                 lease=held or Lease(holder, now + LEASE),
                 forget_at=max(now, latest or now) + KEPT,
             )
-            return held or Claim(
+            if held:
+                until = instant_text(held.until)
+                retry = RetryLater("in_progress", f"another delivery is at work until {until} at the latest")
+                retry.attempt = seen.deliveries
+                return retry
+            return Claim(
                 holder=holder,
                 event_key=event.key,
                 expiry=expiry,
@@ -193,10 +198,8 @@ class Ledger:
 
         keys = [_event_key(event.key), _lease_key(event.key, expiry), *([expiry_key] if expiry_key else [])]
         found = self._store.transact(keys, change)
-        if isinstance(found, Lease):
-            raise RetryLater(
-                "in_progress", f"another delivery is at work until {instant_text(found.until)} at the latest"
-            )
+        if isinstance(found, RetryLater):  # returned, not raised: what was written above shall stand
+            raise found
         return found
 
     def delete_sent(self, claim: Claim, cluster: Cluster, *, limit: int, now: datetime) -> Superseded | None:
@@ -214,7 +217,8 @@ class Ledger:
             entry = _held(entries, claim, now)
             if entry.latest_expiry and entry.latest_expiry > expiry.expires_at:
                 return Superseded(entry.latest_expiry)
-            if entry.deletion is None or entry.deletion.reported_stuck:
+            sent = entry.deletion
+            if sent is None or sent.reported_stuck or sent.expires_at != expiry.expires_at:
                 entries[limit_key] = _counted(entries[limit_key], limit=limit, now=now)
             deletion = Deletion(expires_at=expiry.expires_at, type=cluster.type, name=cluster.name, sent_at=now)
             entries[_lease_key(claim.event_key, expiry)] = msgspec.structs.replace(entry, deletion=deletion)
@@ -223,7 +227,7 @@ class Ledger:
         return self._store.transact([_lease_key(claim.event_key, expiry), limit_key], change)
 
     def delete_accepted(self, claim: Claim, *, request_id: str | None, now: datetime) -> None:
-        """Write that ModelArts took the DELETE: it is not sent again. Raises `RetryLater`."""
+        """Write that the DELETE needs not be sent again: what is left is to look. Raises `RetryLater`."""
         key = _lease_key(claim.event_key, claim.expiry)
 
         def change(entries: Entries) -> None:

@@ -134,9 +134,13 @@ def _url(text: str, *, with_host: bool = True) -> SplitResult:
         raise ValueError("has white space or characters that no URL has")
     try:
         url = urlsplit(text)
-        _ = url.port
+        port = url.port
     except ValueError:
         raise ValueError("is not a URL") from None
+    # Pythons differ in what they take behind a bracket; nothing may stand there but a port.
+    exact = _host(url) + (f":{port}" if port else "")
+    if with_host and url.netloc.rpartition("@")[2].lower() != exact:
+        raise ValueError("is not a URL with a plain host and port")
     if url.username is not None or url.password is not None or url.fragment or (with_host and not url.hostname):
         raise ValueError("is not a URL with a host and without user and fragment")
     return url

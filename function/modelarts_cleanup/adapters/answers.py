@@ -158,7 +158,7 @@ def waiting_time(retry_after: str | None, *, now: datetime) -> timedelta | None:
         return max(timedelta(seconds=int(text)), timedelta(seconds=1))
     try:
         at = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)

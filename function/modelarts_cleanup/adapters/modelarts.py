@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Protocol
 
 import requests
-from requests.adapters import HTTPAdapter
 
 from modelarts_cleanup.adapters.answers import (
     Answer,
@@ -24,6 +23,7 @@ from modelarts_cleanup.adapters.answers import (
     unavailable,
     waiting_time,
 )
+from modelarts_cleanup.adapters.direct import DirectSession
 from modelarts_cleanup.cleanup import Clock
 from modelarts_cleanup.model import (
     CLUSTER_TYPES,
@@ -59,17 +59,19 @@ class CredentialsSource(Protocol):
 class ModelArts:
     """The hyper clusters of one region. Holds one pooled session; safe to use from many threads."""
 
-    def __init__(self, endpoint: str, credentials: CredentialsSource) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        credentials: CredentialsSource,
+        *,
+        connect_seconds: float = CONNECT_SECONDS,
+        read_seconds: float = READ_SECONDS,
+    ) -> None:
         self._endpoint = endpoint
+        self._timeouts = (connect_seconds, read_seconds)
         self._host = endpoint.partition("://")[2]
         self._credentials = credentials
-        self._session = requests.Session()
-        # No proxy, no .netrc, no certificates from the environment: a signed request goes where it says.
-        self._session.trust_env = False
-        self._session.headers.clear()
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=32, max_retries=0)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        self._session = DirectSession()
 
     def look(self, ref: ClusterRef, cluster_type: ClusterType | None, *, clock: Clock) -> Cluster | Absent:
         """
@@ -165,7 +167,7 @@ class ModelArts:
                 self._endpoint + call.path,
                 params=call.query,
                 headers=call.headers(self._host, credentials, clock),
-                timeout=(min(CONNECT_SECONDS, left), min(READ_SECONDS, left)),
+                timeout=(min(self._timeouts[0], left), min(self._timeouts[1], left)),
                 allow_redirects=False,
                 stream=True,
             ) as response:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import requests
 
 from modelarts_cleanup import events
+from modelarts_cleanup.adapters.direct import DirectSession
 from modelarts_cleanup.model import CompletionEvent, RetryLater
 
 # Shorter than what is left of a delivery when the work on ModelArts must have ended.
@@ -54,10 +55,10 @@ class FileSink(EventSink):
 class HttpSink(EventSink):
     """Posts a CloudEvent in binary mode."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, seconds: float = SECONDS) -> None:
         self._url = url
-        self._session = requests.Session()
-        self._session.trust_env = False
+        self._seconds = seconds
+        self._session = DirectSession()
 
     def put(self, attributes: Mapping[str, str], data: str) -> None:
         """Post the event; only a 2xx means that it is stored."""
@@ -68,7 +69,7 @@ class HttpSink(EventSink):
                 self._url,
                 data=data.encode(),
                 headers=headers,
-                timeout=(SECONDS / 2, SECONDS),
+                timeout=(self._seconds / 2, self._seconds),
                 allow_redirects=False,
                 stream=True,  # the body of the answer says nothing to us
             ) as response:

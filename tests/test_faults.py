@@ -4,10 +4,10 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,49 +23,11 @@ from modelarts_cleanup.cleanup import World, cleanup
 from modelarts_cleanup.deadline import DeliveryClock
 from modelarts_cleanup.local.simulator import Answer, Call, Drop, Fault, Reset, Simulator, Slow
 from modelarts_cleanup.model import RetryLater
+from receiving import Received, http_sink
 
 PROJECT, CLUSTER = "p1", "c-1"
 EXPIRES_AT = datetime(2026, 7, 1, tzinfo=UTC)
 README = Path(__file__).parent.parent / "README.md"
-
-
-@dataclass
-class Received:
-    """What an HTTP sink has stored, and how it answers."""
-
-    ids: list[str] = field(default_factory=list)
-    bodies: set[bytes] = field(default_factory=set)
-    answers: list[int | Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=list)
-
-
-@contextmanager
-def http_sink() -> Iterator[tuple[str, Received]]:
-    received = Received()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            answer = received.answers.pop(0) if received.answers else 204
-            if callable(answer):
-                answer(self)
-                return
-            if 200 <= answer < 300:
-                received.ids.append(self.headers["ce-id"])
-                received.bodies.add(body)
-            self.send_response(answer)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/", received
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 class FragileStore(SqliteStore):

@@ -41,11 +41,10 @@ def _from_json(text: bytes) -> dict[str, str]:
 
 def _from_csv(text: bytes) -> dict[str, str]:
     import csv  # noqa: PLC0415 - most secrets are JSON, and start-up counts
-    import io  # noqa: PLC0415
 
     try:
-        # Lines are cut by the reader alone, so that a line break inside quotes stays in the key and is refused.
-        rows = list(csv.reader(io.StringIO(text.decode(), newline=""), strict=True))
+        # A line break inside quotes stays in the key that way, and is refused.
+        rows = list(csv.reader(text.decode().splitlines(keepends=True), strict=True))
     except (csv.Error, UnicodeDecodeError):
         raise ValueError("is neither JSON nor a credentials.csv") from None
     columns = [name.strip().lower() for name in rows[0]]

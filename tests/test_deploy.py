@@ -85,3 +85,12 @@ def test_importing_the_function_does_nothing(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path for path in tmp_path.iterdir() if path.stat().st_mtime >= before] == []
+
+
+def test_a_message_with_as_many_attributes_as_pubsub_allows_is_no_framework_error(tmp_path: Path) -> None:
+    attributes = {f"attribute-{number}": "x" * 100 for number in range(100)}
+    metadata = {"x-goog-pubsub-message-id": "7", "x-goog-pubsub-subscription-name": "projects/p/subscriptions/s"}
+    given = settings(tmp_path, endpoint="http://127.0.0.1:1", credentials="")
+    with Served(given) as served:
+        answered = served.post(b"{}", {**attributes, **metadata})
+    assert (answered.status, answered.outcome) == (200, "rejected")

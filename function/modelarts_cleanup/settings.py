@@ -31,6 +31,7 @@ _NUMBER = re.compile(r"[0-9]{1,6}")
 # Every character of an id or a name, and the longest of them.
 _CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_."
 _LONGEST = 64
+_GLOB = re.compile(r"[A-Za-z0-9_.*?\[\]!-]+")
 _GLOB_PART = re.compile(r"\[!?\]?[^\]]*\]|.", re.DOTALL)
 
 _T = TypeVar("_T")
@@ -175,5 +176,8 @@ def _globs_or_none(text: str) -> tuple[str, ...]:
 
 
 def _can_match(glob: str) -> bool:
+    # A JSON list of one item would otherwise be taken for a set of characters.
+    if not _GLOB.fullmatch(glob):
+        return False
     parts = [part for part in _GLOB_PART.findall(glob) if part != "*"]
     return len(parts) <= _LONGEST and all(any(fnmatchcase(char, part) for char in _CHARACTERS) for part in parts)

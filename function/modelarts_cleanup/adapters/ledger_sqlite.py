@@ -71,7 +71,11 @@ class SqliteStore:
             isolation_level=None,
             check_same_thread=False,
         )
-        connection.executescript(_OPENED)
+        try:
+            connection.executescript(_OPENED)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
 

@@ -114,7 +114,8 @@ def _read_push(push: Mapping[str, object]) -> Envelope:
     if not isinstance(texts, dict) or not all(isinstance(value, str) for value in texts.values()):
         raise _bad(message, "message.attributes", "is no object of texts")
     headers = {name.lower(): value for name, value in texts.items()}
-    attributes = {name[3:]: value for name, value in headers.items() if name.startswith("ce-")}
+    # Unwrapped, the same attributes would be headers: they are decoded alike, so that either way is the same event.
+    attributes = {name[3:]: _decoded(value) for name, value in headers.items() if name.startswith("ce-")}
     data = _base64(_known(attributes, message), "message.data", given.get("data", ""))
     return _read_message(attributes, headers.get("content-type", ""), data, message)
 
@@ -129,6 +130,8 @@ def _read_message(attributes: Mapping[str, object], content_type: str, data: byt
         raise _bad(known, "content-type", "names a charset other than UTF-8, which JSON is written in")
     if media_type == "application/cloudevents+json":
         return _read_structured(_json_object(known, "data", data), message)
+    if media_type.startswith("application/cloudevents"):
+        raise _bad(known, "content-type", "is a format of CloudEvents other than JSON")
     if not _is_event(attributes):
         if message.id is None or message.source is None:
             field, thing = ("id", "message id") if message.id is None else ("source", "subscription")

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook, WebhookVerificationError
 
-from modelarts_cleanup import envelope, events
+from modelarts_cleanup import envelope, events, strict_json
 from modelarts_cleanup.model import instant_text
 
 SOURCE = "//modelarts-cleanup/webhook"
@@ -72,10 +72,7 @@ def expiry_event(request: envelope.Request) -> tuple[dict[str, str], str]:
     signed, the `webhook-id`. Raises `events.InvalidEventError` naming the field.
     """
     found = envelope.Envelope(data=request.body)
-    if (
-        request.headers.get("content-type", "").lower().startswith("application/cloudevents")
-        or b'"specversion"' in request.body
-    ):
+    if _is_structured(request):
         found = envelope.read(replace(request, headers={"content-type": "application/cloudevents+json"}))
     # The region of the deployment is not known here, and not needed to know that an event is sound.
     events.parse(events.data_object(found), region="any")
@@ -88,6 +85,17 @@ def expiry_event(request: envelope.Request) -> tuple[dict[str, str], str]:
         "time": instant_text(signed_at),
     }
     return attributes, found.data.decode()
+
+
+def _is_structured(request: envelope.Request) -> bool:
+    # Senders that cannot choose their content type may send a CloudEvent as plain JSON.
+    if request.headers.get("content-type", "").lower().startswith("application/cloudevents"):
+        return True
+    try:
+        given = strict_json.read(request.body)
+    except ValueError:
+        return False
+    return isinstance(given, dict) and "specversion" in given
 
 
 def _fits(webhook: Webhook, body: bytes, headers: Mapping[str, str]) -> bool:

@@ -1,0 +1,539 @@
+"""The Terraform module: planned with the schemas of the oldest and the newest providers it admits, without a cloud."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from infra.tables import LEFT_OUT, WRITERS, gcloud, made, rights_table
+from infra.workbench import ARCHIVE, FIVE, GOOGLE, MODULE, ROOT, Plan, SchemaMissingError, Workbench, schema
+from modelarts_cleanup import settings
+
+from infra import promises
+
+NEWEST = list(GOOGLE)[-1]
+README = ROOT / "README.md"
+# Values that look like secrets, to see that none gets anywhere.
+PASTED = ("whsec_a2V5a2V5a2V5a2V5", '{"access_key": "AKIDPASTED", "secret_key": "SKPASTED"}')
+
+
+def workbench(folder: Path, version: str, *, whole: bool) -> Workbench:
+    if shutil.which("terraform") is None:
+        pytest.skip("terraform is not installed")
+    try:
+        google, archive = schema(GOOGLE[version], "google"), schema(ARCHIVE, "archive")
+    except SchemaMissingError as missing:
+        pytest.skip(str(missing))
+    bench = Workbench(folder, google, archive, whole=whole)
+    bench.init()
+    return bench
+
+
+@pytest.fixture(scope="session")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, bool], Workbench]]:
+    made: dict[tuple[str, bool], Workbench] = {}
+
+    def get(version: str, whole: bool) -> Workbench:  # noqa: FBT001 - in a cache's key
+        if (version, whole) not in made:
+            made[version, whole] = workbench(tmp_path_factory.mktemp("infra"), version, whole=whole)
+        return made[version, whole]
+
+    yield get
+    for bench in made.values():
+        bench.close()
+
+
+@pytest.fixture(scope="session")
+def plans(benches: Callable[[str, bool], Workbench]) -> Callable[[str, str], Plan]:
+    """Plan once for each version and purpose, in whatever order the tests run."""
+
+    @cache
+    def get(version: str, purpose: str) -> Plan:
+        bench = benches(version, purpose == "five" and version == NEWEST)
+        if purpose.startswith("examples/"):
+            bench.init(purpose)
+            return bench.plan({}, purpose)
+        return bench.plan(FIVE if purpose == "five" else {**FIVE, "webhook_enabled": True})
+
+    return get
+
+
+@pytest.fixture(params=GOOGLE)
+def minimal(plans: Callable[[str, str], Plan], request: pytest.FixtureRequest) -> Plan:
+    return plans(request.param, "five")
+
+
+@pytest.fixture(params=GOOGLE)
+def full(plans: Callable[[str, str], Plan], request: pytest.FixtureRequest) -> Plan:
+    return plans(request.param, "examples/full")
+
+
+@pytest.fixture
+def newest(benches: Callable[[str, bool], Workbench]) -> Workbench:
+    return benches(NEWEST, False)  # noqa: FBT003 - in a cache's key
+
+
+@pytest.fixture
+def whole(benches: Callable[[str, bool], Workbench]) -> Workbench:
+    return benches(NEWEST, True)  # noqa: FBT003 - in a cache's key
+
+
+@pytest.fixture
+def by_default(plans: Callable[[str, str], Plan]) -> Plan:
+    return plans(NEWEST, "five")
+
+
+@pytest.fixture
+def with_webhook(plans: Callable[[str, str], Plan]) -> Plan:
+    return plans(NEWEST, "webhook")
+
+
+# ---- what every plan holds -------------------------------------------------------------------------------------------
+
+
+def each_of(checks: tuple[Callable[[Plan], None], ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("check", checks, ids=lambda check: check.__name__)
+
+
+@each_of(promises.BY_DEFAULT)
+def test_with_five_variables(minimal: Plan, check: Callable[[Plan], None]) -> None:
+    check(minimal)
+
+
+@each_of(promises.ALWAYS)
+def test_with_everything_set(full: Plan, check: Callable[[Plan], None]) -> None:
+    check(full)
+
+
+@each_of(promises.ALWAYS)
+def test_with_the_webhook(with_webhook: Plan, check: Callable[[Plan], None]) -> None:
+    check(with_webhook)
+
+
+def test_the_key_encrypts_topics_secrets_database_and_source(full: Plan) -> None:
+    key = "projects/example-keys/locations/europe-west1/keyRings/cleanup/cryptoKeys/cleanup"
+    assert {values["kms_key_name"] for values in full.of("google_pubsub_topic").values()} == {key}
+    for values in full.of("google_secret_manager_secret").values():
+        (replica,) = values["replication"][0]["user_managed"][0]["replicas"]
+        assert [held["kms_key_name"] for held in replica["customer_managed_encryption"]] == [key]
+    assert full["google_firestore_database.ledger[0]"]["cmek_config"][0]["kms_key_name"] == key
+    assert full["google_storage_bucket.source"]["encryption"][0]["default_kms_key_name"] == key
+    agents = {address for address in full.resources if address.startswith("google_kms_crypto_key_iam_member")}
+    assert len(agents) == 4
+
+
+def test_the_other_options_arrive(full: Plan) -> None:
+    config = promises.service(promises.cleanup(full))
+    assert (config["min_instance_count"], config["max_instance_count"]) == (1, 3)
+    assert config["vpc_connector"] == "projects/example-project/locations/europe-west1/connectors/cleanup"
+    assert config["vpc_connector_egress_settings"] == "ALL_TRAFFIC"
+    for values in full.of("google_monitoring_alert_policy").values():
+        assert values["notification_channels"] == ["projects/example-project/notificationChannels/1234567890"]
+    for values in full.of("google_pubsub_topic", "google_pubsub_subscription", "google_storage_bucket").values():
+        assert values["labels"] == {"team": "platform", "cost-centre": "4711"}
+
+
+def test_the_minimal_example_is_what_five_variables_give(plans: Callable[[str, str], Plan], by_default: Plan) -> None:
+    example = plans(NEWEST, "examples/minimal")
+    assert set(example.resources) == set(by_default.resources)
+    assert promises.environment(example) == promises.environment(by_default)
+
+
+def test_after_an_apply_there_is_nothing_left_to_do(newest: Workbench) -> None:
+    newest.init("examples/full")
+    newest.run("apply", "-auto-approve", "-input=false", "-no-color", where="examples/full")
+    again = newest.run("plan", "-detailed-exitcode", "-input=false", "-no-color", where="examples/full", check=False)
+    (newest.module / "examples" / "full" / "terraform.tfstate").unlink()
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_the_dashboard_is_one_that_the_api_knows(full: Plan) -> None:
+    api = pytest.importorskip("google.cloud.monitoring_dashboard_v1", exc_type=ImportError)
+    read = api.types.Dashboard.from_json(full["google_monitoring_dashboard.cleanup"]["dashboard_json"])
+    tiles = read.mosaic_layout.tiles
+    assert len(tiles) == 15
+    placed = {
+        (x, y)
+        for tile in tiles
+        for x in range(tile.x_pos, tile.x_pos + tile.width)
+        for y in range(tile.y_pos, tile.y_pos + tile.height)
+    }
+    assert len(placed) == sum(tile.width * tile.height for tile in tiles), "two tiles overlap"
+    assert max(x for x, _ in placed) < read.mosaic_layout.columns
+
+
+def test_the_outputs_name_what_was_made(with_webhook: Plan) -> None:
+    out = with_webhook.outputs
+    assert out["topics"]["expiries"] == "projects/example-project/topics/modelarts-cleanup-expiries"
+    assert set(out["subscriptions"]) == {"push", "attention", "dead_letters"}
+    assert out["functions"] == {"cleanup": "modelarts-cleanup", "webhook": "modelarts-cleanup-webhook"}
+    assert out["webhook_url"].endswith(".run.app")
+    assert set(out["identities"]) == {"build", "run", "push", "webhook"}
+    assert out["replay_dead_letters"] == f"modelarts-cleanup replay {out['subscriptions']['dead_letters']}"
+    sent = re.fullmatch(
+        r"gcloud pubsub topics publish (\S+) (--attribute=\S+) --message='(.*)'", out["send_test_expiry"]
+    )
+    assert sent
+    assert sent[1] == out["topics"]["expiries"]
+    assert json.loads(sent[3])["project_id"] == FIVE["allowed_projects"][0]
+
+
+# ---- the module and the code -----------------------------------------------------------------------------------------
+
+
+def variables() -> set[str]:
+    return set(re.findall(r'^variable "(\w+)"', (MODULE / "variables.tf").read_text(), re.MULTILINE))
+
+
+def test_every_setting_has_a_variable_of_the_same_name() -> None:
+    assert {name.lower() for name in settings.NAMES} <= variables()
+
+
+def test_the_environment_holds_settings_and_nothing_else(full: Plan) -> None:
+    webhook = promises.service(full["google_cloudfunctions2_function.webhook[0]"])["environment_variables"]
+    own = set(promises.environment(full))
+    assert own - promises.TECHNICAL == set(settings.NAMES) - {"EXPIRY_SINK", "WEBHOOK_SECRETS"}
+    assert set(webhook) - promises.TECHNICAL == {"EXPIRY_SINK", "WEBHOOK_SECRETS"}
+
+
+def test_the_code_can_read_what_the_module_writes(by_default: Plan, full: Plan) -> None:
+    assert settings.read(promises.environment(by_default)).policy.dry_run
+    read = settings.read(promises.environment(full))
+    assert not read.policy.dry_run
+    assert read.policy.protected_clusters == ("test-golden", "*-keep")
+    webhook = promises.service(full["google_cloudfunctions2_function.webhook[0]"])["environment_variables"]
+    settings.read_webhook(webhook)
+
+
+def test_the_runtime_is_one_that_the_code_supports(minimal: Plan) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"].startswith(">=3.")
+    least = int(project["requires-python"].removeprefix(">=3."))
+    runtime = promises.cleanup(minimal)["build_config"][0]["runtime"]
+    assert runtime in {f"python3{minor}" for minor in (11, 12, 13) if minor >= least}
+
+
+def test_the_ledger_forgets_by_the_field_that_the_code_writes(by_default: Plan) -> None:
+    adapter = (ROOT / "function" / "modelarts_cleanup" / "adapters" / "ledger_firestore.py").read_text()
+    field = by_default["google_firestore_field.forget_at[0]"]
+    assert f'"{field["collection"]}"' in adapter
+    assert re.search(rf"\b{field['field']}\b", adapter)
+
+
+def test_the_entry_points_are_in_main(with_webhook: Plan) -> None:
+    text = (ROOT / "function" / "main.py").read_text()
+    for values in with_webhook.of("google_cloudfunctions2_function").values():
+        assert re.search(rf"\b{values['build_config'][0]['entry_point']}\b", text)
+
+
+# ---- the zip ---------------------------------------------------------------------------------------------------------
+#
+# What goes in is decided by Terraform itself (`fileset` and `file`), and the plan shows it, byte for byte. Only the
+# packing is the stand-in's, which does what the archive provider does with `source` blocks.
+
+
+def zip_at(bench: Workbench) -> Path:
+    return bench.module / "build" / "modelarts-cleanup.zip"
+
+
+def test_the_zip(whole: Workbench, by_default: Plan) -> None:
+    promises.the_zip_holds_the_function_and_nothing_else(by_default, zip_at(whole), whole.module.parent / "function")
+    package = ROOT / "function" / "modelarts_cleanup"
+    shipped = {path for path in package.rglob("*") if path.is_file() and package / "local" not in path.parents}
+    others = {path.name for path in shipped if path.suffix not in (".py", ".pyc", ".typed")}
+    assert not others, "a file that is no Python would have to be named in bundle.tf"
+
+
+def test_the_zip_is_the_same_from_a_dirty_tree_and_leaves_all_of_it_out(whole: Workbench, by_default: Plan) -> None:
+    function = whole.module.parent / "function"
+    before = hashlib.sha256(zip_at(whole).read_bytes()).hexdigest()
+    dirt = [
+        ".env",
+        "credentials.csv",
+        "credentials.json",
+        "service-account.key",
+        "modelarts_cleanup/key.pem",
+        "modelarts_cleanup/.hidden/secret.py",
+        "modelarts_cleanup/__pycache__/model.cpython-311.pyc",
+        "modelarts_cleanup/__pycache__/secret.py",
+        "modelarts_cleanup/adapters/credentials.csv",
+        "modelarts_cleanup/local/more.py",
+        "tests/test_it.py",
+        ".venv/lib/python3.11/site-packages/thing.py",
+    ]
+    planted = [function / name for name in dirt]
+    touched = function / "requirements.txt"
+    mode = touched.stat().st_mode
+    try:
+        for path in planted:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("AKIDPLANTED = 1\n")
+        touched.chmod(0o600)
+        touched.touch()
+        again = whole.plan(FIVE)
+    finally:
+        touched.chmod(mode)
+        for path in planted:
+            path.unlink()
+    assert hashlib.sha256(zip_at(whole).read_bytes()).hexdigest() == before
+    held, known = (plan["google_storage_bucket_object.bundle"]["name"] for plan in (again, by_default))
+    assert held == known
+    assert "AKIDPLANTED" not in again.everything()
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+BAD: list[dict[str, Any]] = [
+    {
+        "alert_channels": ["ops@example.com"],
+        "allowed_names": [],
+        "allowed_projects": [],
+        "completion_sink": "https://user:HUNTER2@example.com/",
+        "deletions_per_hour": -1,
+        "expiry_sink": "http://example.com/",
+        "labels": {"Team": "x"},
+        "ledger": "redis://localhost",
+        "max_instances": 0,
+        "modelarts_endpoint": "https://modelarts.example.com",
+        "modelarts_region": "europe-west1",
+        "name": "Cleanup",
+        "project_id": "123456",
+        "protected_clusters": ["a,b"],
+        "region": "cn-southwest-2",
+        "vpc_egress": "my-connector",
+    },
+    {
+        "allowed_names": ["grüne-*"],
+        "allowed_projects": ["*"],
+        "credentials_version": "a version",
+        "deletions_per_hour": 1.5,
+        "kms_key": "my-key",
+        "min_instances": 9,
+        "modelarts_endpoint": "http://modelarts.cn-southwest-2.myhuaweicloud.com",
+    },
+    {"credentials": PASTED[1], "webhook_secrets": PASTED[0]},
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=["wrong", "not quite right", "pasted"])
+def test_bad_values_are_refused_by_name_and_no_secret_is_shown(newest: Workbench, bad: dict[str, Any]) -> None:
+    said = newest.refusal({**FIVE, **bad})
+    for name in bad:
+        assert re.search(rf"(?<![\w.]){name}: ", said), f"nothing is said about {name}"
+    for secret in ("a2V5a2V5", "AKIDPASTED", "SKPASTED"):
+        assert secret not in said
+
+
+def test_null_is_refused_where_a_value_is_due(newest: Workbench) -> None:
+    due = ("allowed_names", "allowed_projects", "modelarts_region", "project_id", "region")
+    said = newest.refusal({**FIVE, **dict.fromkeys(due)})
+    assert {name for name in due if name in said} == set(due)
+
+
+def test_the_modules_own_rules_pass(newest: Workbench) -> None:
+    assert "0 failed" in newest.run("test", "-no-color").stdout
+
+
+# ---- planted mistakes ------------------------------------------------------------------------------------------------
+
+PLANTED = [
+    pytest.param(
+        "function.tf",
+        r'ingress_settings += "ALLOW_INTERNAL_ONLY"',
+        'ingress_settings = "ALLOW_ALL"',
+        promises.only_the_webhook_is_public,
+        id="public function",
+    ),
+    pytest.param(
+        "trigger.tf",
+        r"member +=( google_service_account.push.member)",
+        'member = "allUsers"',
+        promises.only_the_webhook_is_public,
+        id="public invoker",
+    ),
+    pytest.param(
+        "dead-letter.tf",
+        r'resource "google_pubsub_subscription_iam_member" "dead_letters_leave" \{.*?\n\}\n',
+        "",
+        promises.dead_letters_are_kept_and_pubsub_may_move_them,
+        id="missing dead-letter grant",
+    ),
+    pytest.param(
+        "bundle.tf",
+        r"function-\$\{[^}]*\}\.zip",
+        "function-latest.zip",
+        promises.the_source_is_named_by_its_hash,
+        id="latest where a pin is due",
+    ),
+    pytest.param(
+        "ledger.tf",
+        r"roles/datastore\.user",
+        "roles/datastore.owner",
+        promises.every_identity_has_exactly_these_rights,
+        id="wide role",
+    ),
+    pytest.param(
+        "ledger.tf",
+        r"  condition \{.*?\n  \}\n",
+        "",
+        promises.every_identity_has_exactly_these_rights,
+        id="role on every database",
+    ),
+    pytest.param(
+        "function.tf",
+        r"timeout_seconds( +)= 540",
+        r"timeout_seconds = 600",
+        promises.the_function_is_internal_and_answers_in_time,
+        id="timeout not below the deadline",
+    ),
+    pytest.param(
+        "variables.tf",
+        r'(variable "dry_run" \{.*?default +=) true',
+        r"\1 false",
+        promises.everything_dangerous_is_off,
+        id="dry run off",
+    ),
+]
+
+
+@pytest.fixture
+def altered(newest: Workbench) -> Iterator[Callable[[str, str, str], Plan]]:
+    kept: dict[Path, str] = {}
+
+    def alter(name: str, pattern: str, replacement: str) -> Plan:
+        path = newest.module / name
+        kept[path] = path.read_text()
+        text, times = re.subn(pattern, replacement, kept[path], count=1, flags=re.DOTALL)
+        assert times == 1
+        path.write_text(text)
+        return newest.plan(FIVE)
+
+    yield alter
+    for path, text in kept.items():
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(("name", "pattern", "replacement", "check"), PLANTED)
+def test_a_planted_mistake_is_found(
+    altered: Callable[[str, str, str], Plan],
+    name: str,
+    pattern: str,
+    replacement: str,
+    check: Callable[[Plan], None],
+) -> None:
+    plan = altered(name, pattern, replacement)
+    with pytest.raises((AssertionError, KeyError)):
+        check(plan)
+
+
+# ---- how it is written -----------------------------------------------------------------------------------------------
+
+
+def sources() -> dict[str, str]:
+    return {path.name: path.read_text() for path in MODULE.glob("*.tf")}
+
+
+def test_the_sources_are_formatted() -> None:
+    if shutil.which("terraform") is None:
+        pytest.skip("terraform is not installed")
+    command = ["terraform", f"-chdir={MODULE}", "fmt", "-check", "-recursive"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_files_are_named_by_what_they_hold() -> None:
+    assert {"bundle.tf", "completion.tf", "credentials.tf", "dead-letter.tf", "function.tf", "ledger.tf"} <= set(
+        sources()
+    )
+    assert {"monitoring.tf", "outputs.tf", "trigger.tf", "variables.tf", "versions.tf", "webhook.tf"} <= set(sources())
+    assert not {"main.tf", "iam.tf", "locals.tf"} & set(sources())
+
+
+def test_every_variable_and_output_is_typed_and_described() -> None:
+    for name, body in re.findall(
+        r'^variable "(\w+)" \{\n(.*?)^\}', sources()["variables.tf"], re.MULTILINE | re.DOTALL
+    ):
+        assert re.search(r"^  description = \".{10,}\"", body, re.MULTILINE), name
+        assert re.search(r"^  type +=", body, re.MULTILINE), name
+        messages = re.findall(r'error_message = "(\w+):', body)
+        assert set(messages) <= {name}, f"{name}: a message names another variable"
+        if not re.search(
+            r"^  type +=\s+bool|^  sensitive ", body, re.MULTILINE
+        ):  # function.tf checks the sensitive two
+            assert messages, f"{name} takes any value"
+    for name, body in re.findall(r'^output "(\w+)" \{\n(.*?)^\}', sources()["outputs.tf"], re.MULTILINE | re.DOTALL):
+        assert "description = " in body, name
+
+
+def test_the_providers_tested_are_the_ends_of_what_is_admitted() -> None:
+    admitted = re.search(r'"hashicorp/google"\n +version = ">= (\d+)\.(\d+), < (\d+)\.0"', sources()["versions.tf"])
+    assert admitted
+    tested = sorted(tuple(map(int, version.split(".")[:2])) for version in GOOGLE)
+    assert tested[0] == (int(admitted[1]), int(admitted[2]))
+    assert {major for major, _ in tested} == set(range(int(admitted[1]), int(admitted[3])))
+
+
+def test_no_secret_value_can_pass_through() -> None:
+    text = "".join(sources().values())
+    assert not re.search(r'"google_secret_manager_secret_version|"google_service_account_key|secret_data', text)
+
+
+def test_data_sources_are_read_only_where_nothing_can_be_referenced() -> None:
+    data = re.findall(r'^data "(\w+)"', "".join(sources().values()), re.MULTILINE)
+    assert sorted(data) == ["archive_file", "google_storage_project_service_account"]
+
+
+# ---- what the README says --------------------------------------------------------------------------------------------
+
+
+def block(marker: str) -> str:
+    """Give what stands between two markers, without the fence of a code block."""
+    if not README.exists():
+        pytest.skip("there is no README yet")
+    found = re.search(rf"<!-- {marker} -->\n(.*?)<!-- /{marker} -->", README.read_text(), re.DOTALL)
+    assert found, f"README.md has no block {marker}"
+    return re.sub(r"^```\w*\n|^```$", "", found[1].strip(), flags=re.MULTILINE).strip()
+
+
+def test_the_readme_lists_what_is_made(by_default: Plan) -> None:
+    assert block("creates") == made(by_default)
+
+
+def test_the_readme_lists_every_right(with_webhook: Plan) -> None:
+    assert block("rights") == rights_table(with_webhook)
+
+
+def test_the_readme_has_the_same_in_gcloud(by_default: Plan) -> None:
+    assert block("gcloud") == gcloud(by_default)
+
+
+def test_gcloud_leaves_nothing_out_but_the_monitoring(by_default: Plan) -> None:
+    kinds = {item["type"] for item in by_default.resources.values()} - {"google_project_service"}
+    assert kinds - set(WRITERS) <= LEFT_OUT
+
+
+def test_the_readme_names_every_variable() -> None:
+    text = README.read_text() if README.exists() else pytest.skip("there is no README yet")
+    assert not {name for name in variables() if f"`{name}`" not in text and f"`{name.upper()}`" not in text}
+
+
+def main() -> None:
+    """Print the blocks of the README as they should be: `python -m test_infra`."""
+    bench = workbench(Path(sys.argv[1]), NEWEST, whole=True)
+    plain, webhook = bench.plan(FIVE), bench.plan({**FIVE, "webhook_enabled": True})
+    bench.close()
+    for marker, text in (("creates", made(plain)), ("rights", rights_table(webhook)), ("gcloud", gcloud(plain))):
+        fenced = f"```sh\n{text}\n```" if marker == "gcloud" else text
+        sys.stdout.write(f"<!-- {marker} -->\n{fenced}\n<!-- /{marker} -->\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """Reads a file into the request that carries its event, and delivers it."""
 
+import base64
 import hashlib
 import json
 import sys
@@ -13,6 +14,7 @@ from urllib.parse import quote
 import requests
 
 from modelarts_cleanup import envelope, events, strict_json
+from modelarts_cleanup.adapters.direct import DirectSession
 from modelarts_cleanup.local.screen import CommandError
 
 SOURCE: Final = "//modelarts-cleanup/send"
@@ -28,11 +30,12 @@ class Delivery:
 
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
+    method: str = "POST"
 
     def as_read(self) -> envelope.Request:
         """Give the request as the function would read it."""
         return envelope.Request(
-            method="POST",
+            method=self.method,
             headers=self.headers,
             body=self.body,
             digest=hashlib.sha256(self.body).hexdigest(),
@@ -82,6 +85,9 @@ def delivery(text: bytes, *, event_id: str | None = None, source: str | None = N
     and stand in for a structured CloudEvent's own.
     """
     given = _object(text)
+    if isinstance(headers := given.get("headers"), dict):
+        lower = {name.lower(): str(value) for name, value in headers.items()}
+        return Delivery(headers=lower, body=_sampled_body(given), method=str(given.get("method", "POST")))
     if "specversion" in given:
         named = {"id": event_id, "source": source}
         changed = {name: value for name, value in named.items() if value is not None}
@@ -107,15 +113,24 @@ def binary(data: bytes, *, event_id: str, source: str) -> Delivery:
 def deliver(sent: Delivery, url: str) -> Answer:
     """Post a request and read the answer, whatever it is. Raises `CommandError` if there is none."""
     try:
-        with requests.Session() as session:
-            session.trust_env = False
-            answer = session.post(
-                url, data=sent.body, headers=dict(sent.headers), timeout=SECONDS, allow_redirects=False
+        with DirectSession() as session:
+            answer = session.request(
+                sent.method, url, data=sent.body, headers=dict(sent.headers), timeout=SECONDS, allow_redirects=False
             )
             content = answer.content
     except (requests.RequestException, OSError, ValueError) as error:
         raise CommandError(f"no answer from {url}: {type(error).__name__}") from None
     return Answer(status=answer.status_code, body=_object(content))
+
+
+def _sampled_body(given: Mapping[str, object]) -> bytes:
+    if "body_base64" in given:
+        try:
+            return base64.b64decode(str(given["body_base64"]), validate=True)
+        except ValueError:
+            raise CommandError("this sample of a request has a body_base64 that is not base64") from None
+    body = given.get("body", "")
+    return body.encode() if isinstance(body, str) else json.dumps(body, ensure_ascii=False).encode()
 
 
 def _object(text: bytes) -> Mapping[str, object]:

@@ -23,6 +23,10 @@ _STYLES: Final = {
     "objects": "yellow",
     "passes": "green",
     "open": "dim",
+    "sent": "green",
+    "already": "cyan",
+    "useless": "yellow",
+    "unusable": "magenta",
 }
 
 
@@ -47,7 +51,7 @@ def plain(value: object) -> str:
 
 def cell(value: object, style: str = "") -> Text:
     """Make a cell of a table; nothing in it is markup."""
-    return Text("–" if value is None else plain(value), style=style)
+    return Text("-" if value is None else plain(value), style=style)
 
 
 def word(outcome: object, reason: object = None) -> Text:
@@ -56,12 +60,18 @@ def word(outcome: object, reason: object = None) -> Text:
     return Text(text, style=_STYLES.get(str(outcome), ""))
 
 
-def table(*columns: str, title: str | None = None) -> Table:
+def table(*columns: str) -> Table:
     """Begin a table."""
-    made = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         made.add_column(name, overflow="fold")
     return made
+
+
+def show(on: Console, title: str, rows: Table) -> None:
+    """Show a table under its title."""
+    on.print(Text(title, style="bold"))
+    on.print(rows)
 
 
 def write_json(content: object) -> None:

@@ -40,11 +40,16 @@ class Stage:
             "DRY_RUN": "false",
             "CREDENTIALS": f"file://{self.folder}/credentials.json",
             "COMPLETION_SINK": f"file://{self.folder}/completions.jsonl",
-            "LEDGER": f"sqlite://{self.folder}/ledger.db",
+            "LEDGER": f"sqlite://{self.ledger}",
             **changed,
         }
         settings.read(given)
         return given
+
+    @property
+    def ledger(self) -> Path:
+        """Where the ledger's file is."""
+        return self.folder / "ledger.db"
 
     def completions(self) -> list[Mapping[str, object]]:
         """Read the completion events that stand in the file of the sink."""

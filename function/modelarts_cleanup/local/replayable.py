@@ -1,0 +1,196 @@
+"""Makes what can be sent again out of completion events and dead letters."""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from modelarts_cleanup import envelope, events
+from modelarts_cleanup.local.delivery import Delivery, binary
+from modelarts_cleanup.local.pubsub import Letter
+
+SOURCE: Final = "//modelarts-cleanup/replay"
+# Of a larger body only this much is kept in a completion event.
+KEPT: Final = 64 * 1024
+# What Pub/Sub adds to a dead letter, and refuses from whoever publishes.
+_PUBSUBS_OWN: Final = ("CloudPubSubDeadLetter", "goog")
+
+
+class _Cluster(msgspec.Struct, frozen=True):
+    region: str | None = None
+    project_id: str | None = None
+    cluster_id: str | None = None
+    type: str | None = None
+    name: str | None = None
+
+
+class _Cause(msgspec.Struct, frozen=True):
+    id: str | None = None
+    source: str | None = None
+    type: str | None = None
+    reason: str | None = None
+
+
+class _Original(msgspec.Struct, frozen=True):
+    content_type: str | None
+    data_base64: str
+
+
+class _Data(msgspec.Struct, frozen=True):
+    outcome: str
+    detail: str
+    cluster: _Cluster
+    cause: _Cause
+    expires_at: str | None = None
+    owner: str | None = None
+    original: _Original | None = None
+
+
+class _Completion(msgspec.Struct, frozen=True):
+    id: str
+    type: str
+    data: _Data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayable:
+    """
+    Something to send again: over HTTP as `delivery`, on Pub/Sub as `data` with `attributes`.
+
+    `key` is what is remembered of it. `problem` says why it cannot be sent, `doubt` why that is of no use.
+    """
+
+    key: str
+    about: str
+    delivery: Delivery
+    data: bytes = field(repr=False)
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    problem: str | None = None
+    doubt: str | None = None
+    letter: Letter | None = None
+
+
+def of_completion(text: bytes, letter: Letter | None = None) -> Replayable | None:
+    """
+    Make the expiry event again that a completion event reports as `failed` or `rejected`.
+
+    Its id is derived from the old one: the old one would only be answered with what was recorded for it. None for
+    another outcome. Raises `ValueError` if it is no completion event.
+    """
+    try:
+        given = msgspec.json.decode(text, type=_Completion)
+    except msgspec.DecodeError:
+        raise ValueError("is no completion event") from None
+    if given.type != events.COMPLETED:
+        raise ValueError("is no completion event")
+    if given.data.outcome not in ("failed", "rejected"):
+        return None
+    cause = given.data.cause
+    event_id = f"{cause.id or given.id}.replay"[-envelope.LONGEST_ATTRIBUTE :]
+    source = cause.source or SOURCE
+    problem = doubt = None
+    if given.data.outcome == "failed":
+        data = _expiry_data(given.data)
+    else:
+        data, problem = _original_body(given.data)
+        if problem is None:
+            data, doubt = _original_data(given.data, data)
+    return Replayable(
+        key=given.id,
+        about=f"{event_id}: {given.data.outcome}, {given.data.detail}",
+        delivery=binary(data, event_id=event_id, source=source),
+        data=data,
+        attributes={
+            "ce-id": event_id,
+            "ce-source": source,
+            "ce-type": events.EXPIRED,
+            "ce-specversion": "1.0",
+            "Content-Type": "application/json",
+        },
+        problem=problem,
+        doubt=doubt,
+        letter=letter,
+    )
+
+
+def of_letter(letter: Letter, subscription: str) -> Replayable:
+    """Take a message as it is; one of `failed` and `rejected` completion events is made an expiry event again."""
+    problem = None
+    if letter.attributes.get("ce-type") == events.COMPLETED:
+        attributes = {"id": letter.attributes.get("ce-id"), "type": events.COMPLETED}
+        try:
+            found = of_completion(json.dumps(attributes)[:-1].encode() + b',"data":' + letter.data + b"}", letter)
+        except ValueError as error:
+            found, problem = None, f"it {error}, for all its attributes"
+        if found is not None:
+            return found
+        problem = problem or "it tells of an event that is done with"
+    kept = {name: value for name, value in letter.attributes.items() if not name.startswith(_PUBSUBS_OWN)}
+    message = {
+        "message": {
+            "data": base64.b64encode(letter.data).decode(),
+            "attributes": kept,
+            "messageId": letter.message_id,
+        },
+        "subscription": subscription,
+    }
+    delivery = Delivery(headers={"content-type": "application/json"}, body=json.dumps(message).encode())
+    return Replayable(
+        key=f"{subscription}:{letter.message_id}",
+        about=f"{delivery.event_id()}: a message of {len(letter.data)} bytes",
+        delivery=delivery,
+        data=letter.data,
+        attributes=kept,
+        problem=problem,
+        letter=letter,
+    )
+
+
+def _expiry_data(data: _Data) -> bytes:
+    """Ask again what was asked; what ModelArts called the cluster is named, so that no other one is meant."""
+    cluster = data.cluster
+    asked = {
+        "region": cluster.region,
+        "project_id": cluster.project_id,
+        "cluster_id": cluster.cluster_id,
+        "type": cluster.type,
+        "name": cluster.name,
+        "expires_at": data.expires_at,
+        "owner": data.owner,
+        "reason": data.cause.reason,
+    }
+    return json.dumps({name: value for name, value in asked.items() if value is not None}, ensure_ascii=False).encode()
+
+
+def _original_body(data: _Data) -> tuple[bytes, str | None]:
+    """Give what was kept of a rejected request, and why that is not all of it."""
+    if data.original is None:
+        return b"", "nothing of the original is kept"
+    try:
+        body = base64.b64decode(data.original.data_base64, validate=True)
+    except ValueError:
+        return b"", "what is kept of the original is not base64"
+    return body, "only the first 64 KiB of the original are kept" if len(body) >= KEPT else None
+
+
+def _original_data(data: _Data, body: bytes) -> tuple[bytes, str | None]:
+    """Find the data of the event in the body of its request, and say if it would be rejected again."""
+    cause = data.cause
+    attributes = {"id": cause.id, "source": cause.source, "type": cause.type or events.EXPIRED, "specversion": "1.0"}
+    headers = {f"ce-{name}": quote(value) for name, value in attributes.items() if value is not None}
+    if data.original and data.original.content_type:
+        headers["content-type"] = data.original.content_type
+    # Of the headers only the content type was kept: what a Pub/Sub push or a structured event says itself comes
+    # first, and the attributes that were told stand in for those of a binary one.
+    found = envelope.read(Delivery(headers={"content-type": headers.get("content-type", "")}, body=body).as_read())
+    if found.field == "id":
+        found = envelope.read(Delivery(headers=headers, body=body).as_read())
+    try:
+        events.parse(events.data_object(found), region=data.cluster.region or "-")
+    except events.InvalidEventError as error:
+        return found.data or body, f"this version would reject it again: {error}"
+    return found.data, None

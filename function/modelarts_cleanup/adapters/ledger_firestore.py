@@ -1,0 +1,188 @@
+"""
+Keeps the ledger's entries in one collection of a Firestore database, one document an entry.
+
+A transaction here is a batched read and one commit whose writes each demand that their document is still the one
+that was read (https://cloud.google.com/firestore/docs/reference/rpc/google.firestore.v1#precondition); whoever
+loses reads again. Firestore's own transactions lock documents over two calls, which a killed function leaves locked.
+
+Documents that are only read are not watched, and need not be: a batched read is one snapshot (its last `read_time`
+holds for all, says the same page), a rule that decides by an entry writes that entry or the cluster's, and whoever
+changes the one writes the other too. `tests/test_ledger_firestore.py` runs every rule into every other.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from modelarts_cleanup.ledger import Entries, Entry
+from modelarts_cleanup.model import RetryLater
+
+if TYPE_CHECKING:
+    from google.cloud.firestore import Client, DocumentReference, DocumentSnapshot
+
+# Fixed: Terraform puts the TTL policy on the field `forget_at` of this collection.
+COLLECTION = "ledger"
+
+# All of one transaction, lost races included.
+SECONDS = 6.0
+FIRST_PAUSE = 0.02
+LONGEST_PAUSE = 0.5
+SHORTEST_CALL = 0.1
+
+_T = TypeVar("_T")
+
+# By the names of google.rpc.Code.
+_WRONG = {
+    "NOT_FOUND": "does not exist",
+    "PERMISSION_DENIED": "may not be used by this identity (roles/datastore.user is missing)",
+    "UNAUTHENTICATED": "cannot be used: Google does not accept this identity",
+    "FAILED_PRECONDITION": "is not in native mode, or cannot be used in its present state",
+    "RESOURCE_EXHAUSTED": "cannot be used now: the quota of Firestore is used up",
+    "UNAVAILABLE": "cannot be reached",
+    "DEADLINE_EXCEEDED": "cannot be reached in time",
+}
+
+
+class FirestoreStore:
+    """
+    The entries of a ledger in one database; safe to use from many threads.
+
+    `FIRESTORE_EMULATOR_HOST` is honoured, by the client itself. `seconds` is what one transaction may take.
+    """
+
+    def __init__(self, project: str, database: str, *, seconds: float = SECONDS) -> None:
+        self._project = project
+        self._database = database
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._made: Client | None = None
+
+    def transact(self, keys: Sequence[str], change: Callable[[Entries], _T]) -> _T:
+        """
+        Read, change and write entries, all or nothing; `change` runs again after each lost race.
+
+        Raises `RetryLater` with `ledger_unavailable`. Then the entries may be written all the same: whatever
+        comes next reads them, and goes on from there.
+        """
+        from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415 - Google's, so only when needed
+        from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415 - Google's, so only when needed
+
+        try:
+            client = self._connected()
+            until = time.monotonic() + self._seconds
+            pause = FIRST_PAUSE
+            while True:
+                documents = _read(client, keys, until)
+                before: Entries = {key: _entry(document) for key, document in documents.items()}
+                entries = dict(before)
+                found = change(entries)
+                changed = {key: entry for key, entry in entries.items() if entry is not None and entry != before[key]}
+                if not changed or _committed(client, documents, changed, until):
+                    return found
+                # Losers of one race must not meet again in step.
+                waited = random.uniform(0, pause)  # noqa: S311 - no secret
+                if time.monotonic() + waited >= until:
+                    raise self._unavailable("is written to by too many at once")
+                time.sleep(waited)
+                pause = min(2 * pause, LONGEST_PAUSE)
+        except GoogleAPIError as error:
+            raise self._unavailable(_wrong(error)) from None
+        except GoogleAuthError as error:
+            wrong = f"cannot be used: this process has no Google identity ({type(error).__name__})"
+            raise self._unavailable(wrong) from None
+        except msgspec.ValidationError:
+            raise self._unavailable("holds a document that is no entry of a ledger") from None
+
+    def _connected(self) -> "Client":
+        # The generated client below this one would import no less: its package imports both.
+        from google.cloud.firestore import Client  # noqa: PLC0415 - Google's, so only when needed
+
+        with self._lock:
+            if self._made is None:
+                self._made = Client(project=self._project, database=self._database)
+            return self._made
+
+    def _unavailable(self, wrong: str) -> RetryLater:
+        return RetryLater("ledger_unavailable", f"the database {self._database} of {self._project} {wrong}")
+
+
+def _read(client: "Client", keys: Sequence[str], until: float) -> "dict[str, DocumentSnapshot[DocumentReference]]":
+    """Read documents by key, as they stood at one instant; one that is absent is a snapshot of nothing."""
+    from google.api_core.retry import Retry  # noqa: PLC0415 - Google's, so only when needed
+
+    ids = {_document_id(key): key for key in keys}
+    collection = client.collection(COLLECTION)
+    left = _left(until)
+    retry = Retry(initial=FIRST_PAUSE, maximum=LONGEST_PAUSE, timeout=left)
+    found = client.get_all([collection.document(name) for name in ids], retry=retry, timeout=left)
+    return {ids[document.id]: document for document in found}
+
+
+def _committed(
+    client: "Client",
+    documents: "Mapping[str, DocumentSnapshot[DocumentReference]]",
+    changed: Mapping[str, Entry],
+    until: float,
+) -> bool:
+    """Write entries in one commit, unless one of their documents is no longer the one that was read."""
+    from google.api_core.exceptions import (  # noqa: PLC0415 - Google's, so only when needed
+        Aborted,
+        AlreadyExists,
+        FailedPrecondition,
+        NotFound,
+    )
+
+    batch = client.batch()
+    for key, entry in changed.items():
+        document = documents[key]
+        # Instants stay what they are: an operator reads them, and the TTL policy wants a timestamp.
+        fields = msgspec.to_builtins(entry, builtin_types=(datetime,))
+        if document.exists:
+            unchanged = client.write_option(last_update_time=document.update_time)
+            batch.update(document.reference, fields, option=unchanged)
+        else:
+            batch.create(document.reference, fields)
+    try:
+        # Sent once: what was carried out and whose answer was lost would lose the race against itself.
+        batch.commit(retry=None, timeout=_left(until))
+    except (Aborted, AlreadyExists, FailedPrecondition, NotFound):
+        return False
+    return True
+
+
+def _entry(document: "DocumentSnapshot[DocumentReference]") -> Entry | None:
+    if not document.exists:
+        return None
+    fields = msgspec.to_builtins(document.to_dict(), builtin_types=(datetime,), enc_hook=_plain)
+    entry: Entry = msgspec.convert(fields, Entry)
+    return entry
+
+
+def _plain(value: object) -> object:
+    # Firestore's instants are of a class of their own (they have nanoseconds), which is no instant to msgspec.
+    if isinstance(value, datetime):
+        return datetime.combine(value.date(), value.timetz())
+    return type(value).__name__  # what no entry has
+
+
+def _document_id(key: str) -> str:
+    # https://cloud.google.com/firestore/docs/best-practices#document_ids: anything in UTF-8 but a slash.
+    return quote(key, safe=":")
+
+
+def _left(until: float) -> float:
+    return max(until - time.monotonic(), SHORTEST_CALL)
+
+
+def _wrong(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error  # what the last of several attempts met
+    if getattr(cause, "reason", None) == "SERVICE_DISABLED":  # it comes as PERMISSION_DENIED
+        return "cannot be used: the API of Firestore is not enabled in its project"
+    code = getattr(getattr(cause, "grpc_status_code", None), "name", None)
+    return _WRONG.get(str(code), f"cannot be used: {type(cause).__name__}")

@@ -40,6 +40,9 @@ from modelarts_cleanup.adapters.ledger_firestore import FirestoreStore
 from modelarts_cleanup.ledger import Entries, LimitEntry
 from served import free_port
 
+# Name, the variable that may say where its jar is, and where the jar is in Google's SDK.
+PUBSUB = ("pubsub", "PUBSUB_EMULATOR_JAR", "pubsub-emulator/lib/cloud-pubsub-emulator-*.jar")
+FIRESTORE = ("firestore", "FIRESTORE_EMULATOR_JAR", "cloud-firestore-emulator/cloud-firestore-emulator*.jar")
 FIRESTORE_MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
 # Whatever ends the tests, kill -9 too, closes a pipe, and that kills the emulator.
 KILLED_WITH_US = 'exec 3<&0; (cat <&3 >/dev/null; kill -9 $$ 2>/dev/null) & exec "$@" 3<&- </dev/null'
@@ -53,19 +56,21 @@ def new_project() -> str:
 @pytest.fixture(scope="session")
 def pubsub_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start the Pub/Sub emulator and give its address, as `PUBSUB_EMULATOR_HOST` wants it."""
-    jar = _jar("pubsub", "PUBSUB_EMULATOR_JAR", "pubsub-emulator/lib/cloud-pubsub-emulator-*.jar")
-    with _running(["-jar", jar], log=tmp_path_factory.mktemp("pubsub") / "log") as address:
+    archive = jar(*PUBSUB)
+    with running(["-jar", archive], log=tmp_path_factory.mktemp("pubsub") / "log") as address:
         yield address
 
 
 @pytest.fixture(scope="session")
 def firestore_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start the Firestore emulator and give its address, as `FIRESTORE_EMULATOR_HOST` wants it."""
-    jar = _jar("firestore", "FIRESTORE_EMULATOR_JAR", "cloud-firestore-emulator/cloud-firestore-emulator*.jar")
-    with _running(["-cp", jar, FIRESTORE_MAIN, "start"], log=tmp_path_factory.mktemp("firestore") / "log") as address:
+    archive = jar(*FIRESTORE)
+    with running(
+        ["-cp", archive, FIRESTORE_MAIN, "start"], log=tmp_path_factory.mktemp("firestore") / "log"
+    ) as address:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FIRESTORE_EMULATOR_HOST", address)
-            _warm_up(FirestoreStore(new_project(), "(default)", seconds=30))
+            warm_up(FirestoreStore(new_project(), "(default)", seconds=30))
         yield address
 
 
@@ -89,7 +94,8 @@ def pubsub(pubsub_emulator: str, google_project: str, monkeypatch: pytest.Monkey
     return Pubsub(google_project)
 
 
-def _jar(name: str, variable: str, pattern: str) -> str:
+def jar(name: str, variable: str, pattern: str) -> str:
+    """Find the archive of an emulator; skips, saying how to get it, where there is none."""
     if variable in os.environ:
         return os.environ[variable]
     for root in _sdk_roots():
@@ -120,7 +126,7 @@ def _java() -> str:
     return java
 
 
-def _warm_up(store: FirestoreStore) -> None:
+def warm_up(store: FirestoreStore) -> None:
     """Let the emulator load all its classes, which takes seconds."""
 
     def change(entries: Entries) -> None:
@@ -133,7 +139,8 @@ def _warm_up(store: FirestoreStore) -> None:
 
 
 @contextmanager
-def _running(arguments: list[str], *, log: Path) -> Iterator[str]:
+def running(arguments: list[str], *, log: Path) -> Iterator[str]:
+    """Run an emulator, and give its address once it answers."""
     port = free_port()
     address = f"127.0.0.1:{port}"
     # Two cores are enough for all: neither emulator gets to compile or collect on more than one.

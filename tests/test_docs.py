@@ -1,6 +1,8 @@
 """README, code and CI name the same settings, outcomes, reasons, dependencies and commands."""
 
+import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import get_args
 import docs
 import pytest
 from modelarts_cleanup import deadline, expiry, ledger, model, settings
+from served import Served
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -81,6 +84,22 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
         assert " ".join(words) in re.sub(
             r" --(quiet|disable-pip-version-check|editable)", "", ci.replace(".venv/bin/", "")
         )
+
+
+def test_the_curl_example_works_as_printed(tmp_path: Path) -> None:
+    secret = re.search(r"whsec_\S+", docs.block(README, "serve-webhook"))
+    assert secret
+    (tmp_path / "secrets").write_text(secret[0])
+    given = {"EXPIRY_SINK": f"file://{tmp_path}/expiries.jsonl", "WEBHOOK_SECRETS": f"file://{tmp_path}/secrets"}
+    script = docs.block(README, "curl").removeprefix("```sh\n").removesuffix("```\n")
+    assert "http://127.0.0.1:8080/" in script
+    with Served(given, target="webhook") as served:
+        script = script.replace("http://127.0.0.1:8080", served.url)
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=True, capture_output=True, text=True)
+    stored = json.loads((tmp_path / "expiries.jsonl").read_text())
+    assert json.loads(done.stdout) == {"id": stored["id"]}
+    assert stored["source"] == "//modelarts-cleanup/webhook"
+    assert stored["data"]["cluster_id"] == "c-1"
 
 
 def test_the_readme_tells_the_figures_of_the_code() -> None:

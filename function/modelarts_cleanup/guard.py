@@ -108,12 +108,12 @@ def findings_on_cluster(
     yield Finding(
         "needs_unsubscribe",
         prepaid > 0,
-        f"{prepaid} of its members are prepaid and can only be unsubscribed",
+        f"prepaid members, which can only be unsubscribed: {prepaid}",
     )
     yield Finding(
         "has_members",
         bool(members),
-        f"it has {len(members)} members" if policy.require_empty else "members are not looked at (REQUIRE_EMPTY=false)",
+        f"members: {len(members)}" if policy.require_empty else "members are not looked at (REQUIRE_EMPTY=false)",
     )
     yield Finding(
         "dry_run",

@@ -7,7 +7,7 @@ transaction and knows no rule. A store may run a rule again when it lost a race.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -34,6 +34,7 @@ LIMIT_WINDOW = timedelta(hours=1)
 # Longer than Pub/Sub and its dead letters keep a message, replays included.
 KEPT = timedelta(days=90)
 
+_LAST = datetime.max.replace(tzinfo=UTC)
 _T = TypeVar("_T")
 
 
@@ -177,7 +178,7 @@ class Ledger:
                 cluster,
                 latest_expiry=latest,
                 lease=held or Lease(holder, now + LEASE),
-                forget_at=max(now, latest or now) + KEPT,
+                forget_at=_forget_at(max(now, latest or now)),
             )
             if held:
                 until = instant_text(held.until)
@@ -285,6 +286,10 @@ class Ledger:
 def closes_expiry(outcome: Outcome) -> bool:
     """Tell whether an outcome ends the logical expiry, and not only the event that was judged."""
     return isinstance(outcome, Deleted | AlreadyGone)
+
+
+def _forget_at(last_needed_at: datetime) -> datetime:
+    return last_needed_at + KEPT if last_needed_at < _LAST - KEPT else _LAST
 
 
 def _counted(entry: Entry | None, *, limit: int, now: datetime) -> LimitEntry:

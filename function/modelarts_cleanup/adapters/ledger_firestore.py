@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from modelarts_cleanup.adapters import google_errors
 from modelarts_cleanup.ledger import Entries, Entry
 from modelarts_cleanup.model import RetryLater
 
@@ -39,13 +40,8 @@ _T = TypeVar("_T")
 
 # By the names of google.rpc.Code.
 _WRONG = {
-    "NOT_FOUND": "does not exist",
     "PERMISSION_DENIED": "may not be used by this identity (roles/datastore.user is missing)",
-    "UNAUTHENTICATED": "cannot be used: Google does not accept this identity",
     "FAILED_PRECONDITION": "is not in native mode, or cannot be used in its present state",
-    "RESOURCE_EXHAUSTED": "cannot be used now: the quota of Firestore is used up",
-    "UNAVAILABLE": "cannot be reached",
-    "DEADLINE_EXCEEDED": "cannot be reached in time",
 }
 
 
@@ -181,8 +177,4 @@ def _left(until: float) -> float:
 
 
 def _wrong(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error  # what the last of several attempts met
-    if getattr(cause, "reason", None) == "SERVICE_DISABLED":  # it comes as PERMISSION_DENIED
-        return "cannot be used: the API of Firestore is not enabled in its project"
-    code = getattr(getattr(cause, "grpc_status_code", None), "name", None)
-    return _WRONG.get(str(code), f"cannot be used: {type(cause).__name__}")
+    return google_errors.wrong(error, api="Firestore", undone="cannot be used", table=_WRONG)

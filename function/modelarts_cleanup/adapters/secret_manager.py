@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from modelarts_cleanup.adapters import google_errors
+
 if TYPE_CHECKING:
     from google.cloud.secretmanager_v1.services.secret_manager_service import SecretManagerServiceClient
 
@@ -19,15 +21,10 @@ READS = 2
 
 # By the names of google.rpc.Code.
 _WRONG = {
-    "NOT_FOUND": "does not exist",
     # Also what a key in KMS that is switched off, or a policy of the organisation, answers.
     "FAILED_PRECONDITION": "is disabled or destroyed",
     "PERMISSION_DENIED": "may not be read by this identity (secretmanager.versions.access is missing)",
-    "UNAUTHENTICATED": "cannot be read: Google does not accept this identity",
     "INVALID_ARGUMENT": "has a name that Secret Manager does not accept",
-    "RESOURCE_EXHAUSTED": "cannot be read now: the quota of Secret Manager is used up",
-    "UNAVAILABLE": "cannot be reached",
-    "DEADLINE_EXCEEDED": "cannot be reached in time",
 }
 
 
@@ -102,8 +99,4 @@ class SecretManager:
 
 
 def _wrong(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error  # what the last of several attempts met
-    if getattr(cause, "reason", None) == "SERVICE_DISABLED":  # it comes as PERMISSION_DENIED
-        return "cannot be read: the API of Secret Manager is not enabled in its project"
-    code = getattr(getattr(cause, "grpc_status_code", None), "name", None)
-    return _WRONG.get(str(code), f"cannot be read: {type(cause).__name__}")
+    return google_errors.wrong(error, api="Secret Manager", undone="cannot be read", table=_WRONG)

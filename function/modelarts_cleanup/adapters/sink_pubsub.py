@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from modelarts_cleanup.adapters import google_errors
 from modelarts_cleanup.adapters.sinks import SECONDS, EventSink
 from modelarts_cleanup.model import RetryLater
 
@@ -29,14 +30,9 @@ _UNTOUCHED = "!#$&'()*+,/:;<=>?@[\\]^`{|}~"
 
 # By the names of google.rpc.Code.
 _WRONG = {
-    "NOT_FOUND": "does not exist",
     "PERMISSION_DENIED": "may not be published to by this identity (pubsub.topics.publish is missing)",
-    "UNAUTHENTICATED": "cannot be published to: Google does not accept this identity",
     "INVALID_ARGUMENT": "does not take the event",
     "FAILED_PRECONDITION": "cannot be published to in its present state",
-    "RESOURCE_EXHAUSTED": "cannot be published to now: the quota of Pub/Sub is used up",
-    "UNAVAILABLE": "cannot be reached",
-    "DEADLINE_EXCEEDED": "cannot be reached in time",
 }
 
 
@@ -109,8 +105,4 @@ def _check(message: "PubsubMessage") -> None:
 
 
 def _wrong(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error  # what the last of several attempts met
-    if getattr(cause, "reason", None) == "SERVICE_DISABLED":  # it comes as PERMISSION_DENIED
-        return "cannot be published to: the API of Pub/Sub is not enabled in its project"
-    code = getattr(getattr(cause, "grpc_status_code", None), "name", None)
-    return _WRONG.get(str(code), f"cannot be published to: {type(cause).__name__}")
+    return google_errors.wrong(error, api="Pub/Sub", undone="cannot be published to", table=_WRONG)

@@ -1,0 +1,157 @@
+"""
+Measures the function, beside a hello-world function and a peer: `python tests/bench/bench.py [--short] [--json FILE]`.
+
+Every figure is a median of runs in turn on one machine, with its spread; what is claimed are ratios
+against a baseline of the same run.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "function")]
+
+import google_parts
+from measured import (
+    BENCH,
+    Figure,
+    Weight,
+    cold_start,
+    embedded,
+    folder,
+    load,
+    modelarts,
+    paired,
+    ratios,
+    requests_to,
+)
+from rich.console import Console
+from rich.table import Table
+from served import Served
+
+PEER = BENCH / "peer" / "main.py"
+HELLO = BENCH / "hello" / "main.py"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table."""
+
+    what: str
+    variant: str
+    figure: Figure
+    unit: str
+    ratio: Figure | None = None
+    against: str = ""
+
+
+def cold(runs: int, place: Path, parts: google_parts.Parts | None) -> Iterator[Line]:
+    """Measure from the start of a process to the answer to its first event."""
+    with modelarts() as endpoint:
+        variants: dict[str, Callable[[], float]] = {
+            "hello world": lambda: cold_start({}, source=HELLO),
+            "embedded": lambda: cold_start(embedded(endpoint, place)),
+        }
+        if parts:
+            variants["Google parts"] = lambda: cold_start(parts.settings(endpoint, place))
+            variants["peer"] = lambda: cold_start(parts.peer(endpoint, place), source=PEER, bare=True)
+        values = paired(runs, variants)
+    against = ratios(values, "hello world")
+    for name, found in values.items():
+        yield Line("cold start to the first finished event", name, Figure.of(found), "ms", against[name], "hello world")
+    if parts:
+        faster = Figure.of([peer / ours for peer, ours in zip(values["peer"], values["Google parts"], strict=True)])
+        yield Line(
+            "cold start, the peer's by ours with Google parts", "peer", Figure.of(values["peer"]), "ms", faster, "ours"
+        )
+
+
+def warm(events: int, place: Path, delay_ms: float, parts: google_parts.Parts | None) -> Iterator[Line]:
+    """Measure events on a warm instance, one after another and in parallel."""
+    with ExitStack() as stack:
+        endpoint = stack.enter_context(modelarts(delay_ms))
+        served = {"embedded": stack.enter_context(Served(embedded(endpoint, place)))}
+        if parts:
+            served["Google parts"] = stack.enter_context(Served(parts.settings(endpoint, place)))
+            served["peer"] = stack.enter_context(Served(parts.peer(endpoint, place), source=PEER))
+        for one in served.values():
+            load(one.url, parallel=1, events=20, bare=one is served.get("peer"))
+        for parallel in (1, 8, 32):
+            for name, one in served.items():
+                before = requests_to(endpoint)
+                took, rate = load(one.url, parallel=parallel, events=events, bare=name == "peer")
+                calls = (requests_to(endpoint) - before) / events
+                title = f"ModelArts in {delay_ms:.0f} ms, {parallel} parallel"
+                ordered = sorted(took)
+                shown = Figure(
+                    ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.95)], ordered[int(len(ordered) * 0.99)]
+                )
+                yield Line(f"{title}: latency p50 (p95–p99)", name, shown, "ms")
+                if parallel == 1:
+                    added = Figure.of([value - calls * delay_ms for value in took])
+                    yield Line(f"{title}: added to {calls:.1f} calls", name, added, "ms")
+                yield Line(f"{title}: events a second", name, Figure(rate, rate, rate), "/s")
+
+
+def weight(events: int, place: Path, parts: google_parts.Parts | None) -> Iterator[Line]:
+    """Weigh a worker after its first event, and after many."""
+    with modelarts() as endpoint:
+        variants = {"embedded": embedded(endpoint, place)}
+        if parts:
+            variants["Google parts"] = parts.settings(endpoint, place)
+        for name, environment in variants.items():
+            with Served(environment) as served:
+                load(served.url, parallel=8, events=100)
+                before = Weight.of(served)
+                load(served.url, parallel=8, events=events)
+                after = Weight.of(served)
+            yield Line("resident after 100 events", name, Figure.of([before.resident]), "MiB")
+            grown = Figure.of([after.resident / before.resident])
+            yield Line(f"resident after {events} more", name, Figure.of([after.resident]), "MiB", grown, "before")
+            yield Line("peak", name, Figure.of([after.peak]), "MiB")
+            yield Line("open files, before to after", name, Figure(after.files, before.files, after.files), "")
+            yield Line("threads, before to after", name, Figure(after.threads, before.threads, after.threads), "")
+
+
+def lines(*, short: bool) -> Iterator[Line]:
+    """Measure everything."""
+    runs, events, many = (3, 40, 300) if short else (11, 300, 10_000)
+    with folder() as place, google_parts.parts() as parts:
+        yield from cold(runs, place, parts)
+        for delay_ms in (0, 50) if short else (0, 50, 300):
+            yield from warm(events if delay_ms < 300 else events // 3, place, delay_ms, parts)
+        yield from weight(many, place, parts)
+
+
+def main() -> None:
+    """Measure, show and keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="a quick form, for a look")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    given = parser.parse_args()
+    table = Table(
+        "what", "variant", "median (spread)", "ratio", title=f"{platform.machine()}, Python {platform.python_version()}"
+    )
+    found: list[Line] = []
+    console = Console()
+    for line in lines(short=given.short):
+        found.append(line)
+        ratio = (
+            f"{line.ratio.median:.2f} × {line.against} ({line.ratio.least:.2f}–{line.ratio.most:.2f})"
+            if line.ratio
+            else ""
+        )
+        table.add_row(line.what, line.variant, f"{line.figure} {line.unit}", ratio)
+        console.print(f"{line.what}, {line.variant}: {line.figure} {line.unit} {ratio}", style="dim")
+    console.print(table)
+    if given.json:
+        given.json.write_text(json.dumps([asdict(line) for line in found], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -35,4 +35,5 @@ if flask.has_app_context():
     LimitRequestFields.default = 200
 
     flask.current_app.url_map.merge_slashes = False
+    flask.current_app.url_map.strict_slashes = False
     flask.current_app.register_error_handler(HTTPException, _serve)

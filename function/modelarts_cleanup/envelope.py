@@ -110,7 +110,8 @@ def _read_push(push: Mapping[str, object]) -> Envelope:
     if not isinstance(given, dict):
         raise _bad(Envelope(), "message", "is no object")
     message = _message(given.get("messageId", given.get("message_id")), push.get("subscription"))
-    texts = given.get("attributes") or {}
+    texts = given.get("attributes")
+    texts = {} if texts is None else texts
     if not isinstance(texts, dict) or not all(isinstance(value, str) for value in texts.values()):
         raise _bad(message, "message.attributes", "is no object of texts")
     headers = {name.lower(): value for name, value in texts.items()}

@@ -18,12 +18,15 @@ def read(request: flask.Request, *, largest: int) -> Request:
     digest = hashlib.sha256()
     kept = bytearray()
     size = 0
-    while chunk := request.stream.read(_CHUNK):
-        digest.update(chunk)
-        size += len(chunk)
-        if len(kept) <= largest:
-            kept += chunk
-    request.stream = io.BytesIO()  # the framework would read what it takes for the rest of it
+    try:
+        while chunk := request.stream.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            if len(kept) <= largest:
+                kept += chunk
+    finally:
+        # The framework reads what it takes for the rest of the body, and would fail at it as we did.
+        request.stream = io.BytesIO()
     return Request(
         method=request.method,
         headers={name.lower(): value for name, value in request.headers.items()},

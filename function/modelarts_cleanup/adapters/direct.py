@@ -1,5 +1,6 @@
 """Speaks HTTP to the very address it was given: no redirect, no proxy, nothing from the environment."""
 
+import logging
 from http.cookiejar import DefaultCookiePolicy
 
 import requests
@@ -11,6 +12,8 @@ class DirectSession(requests.Session):
 
     def __init__(self) -> None:
         super().__init__()
+        # It logs broken headers of an answer as they are, and an answer may echo what we sent.
+        logging.getLogger("urllib3").propagate = False
         # No proxy, no .netrc, no certificates from the environment: a signed request goes where it says.
         self.trust_env = False
         self.headers.clear()

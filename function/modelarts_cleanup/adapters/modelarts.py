@@ -172,7 +172,7 @@ class ModelArts:
                 stream=True,
             ) as response:
                 return Answer(response.status_code, _body(response, clock), response.headers)
-        except (requests.RequestException, OSError) as error:
+        except (OSError, ValueError) as error:  # what requests raises is one of them
             # The exception's text may hold the whole request; its kind is all that is told.
             raise RetryLater("modelarts_unavailable", f"no answer to {call.method}: {type(error).__name__}") from None
 

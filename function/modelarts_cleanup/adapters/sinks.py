@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-import requests
-
 from modelarts_cleanup import events
 from modelarts_cleanup.adapters.direct import DirectSession
 from modelarts_cleanup.model import CompletionEvent, RetryLater
@@ -74,7 +72,7 @@ class HttpSink(EventSink):
                 stream=True,  # the body of the answer says nothing to us
             ) as response:
                 status = response.status_code
-        except (requests.RequestException, OSError) as error:
+        except (OSError, ValueError) as error:  # what requests raises is one of them
             raise RetryLater("sink_unavailable", f"no answer from the sink: {type(error).__name__}") from None
         if not 200 <= status < 300:
             raise RetryLater("sink_unavailable", f"the sink answered {status}")

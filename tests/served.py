@@ -60,7 +60,7 @@ class Served:
         self._log = log
         self._out = log.open("wb") if log else subprocess.DEVNULL
         kept = {name: value for name, value in os.environ.items() if name.split("_")[0] in ("PATH", "HOME", "COVERAGE")}
-        self.process = subprocess.Popen(  # noqa: S603 - our own command
+        self.process = subprocess.Popen(
             [python, "-m", "functions_framework", "--target", target, "--source", str(source)],
             env={**kept, "HOST": "127.0.0.1", "PORT": str(self.port), "THREADS": "16", **environment},
             stdout=self._out,

@@ -1,7 +1,7 @@
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from modelarts_cleanup.model import (
     RetryLater,
     RetryReason,
 )
+from msgspec.structs import replace
 
 CLUSTER_KEY = f"cluster:{REF.key}"
 LIMIT_KEY = "limit:cn-southwest-2:p1"

@@ -285,7 +285,7 @@ def test_serve_needs_no_samples_and_what_it_says_to_copy_is_understood(tmp_path:
     output = served_in_process(free_port(), "--function", str(alone), meanwhile=lambda: None).stdout
     echo = next(line for line in output.splitlines() if line.strip().startswith("echo "))
     line = echo.partition(" | ")[0]
-    text = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout  # noqa: S607 - as copied
+    text = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout
     assert (
         told("explain", "-", text=text, env={**POLICY, "ALLOWED_PROJECTS": "demo"})["decision"]["outcome"] == "deleted"
     )

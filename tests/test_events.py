@@ -1,7 +1,6 @@
 import base64
 import json
 import uuid
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,6 +27,7 @@ from modelarts_cleanup.model import (
     Rejected,
     Skipped,
 )
+from msgspec.structs import replace
 
 REGION = "cn-southwest-2"
 AT = "2026-07-15T10:00:00Z"

@@ -254,9 +254,7 @@ def test_an_allowed_cluster_without_members_meets_no_objection() -> None:
             "prepaid members, which can only be unsubscribed: 2",
             id="case 56: prepaid members",
         ),
-        pytest.param(
-            named("ci-a"), (POSTPAID, POSTPAID), {}, {}, "has_members", "members: 2", id="case 43: members"
-        ),
+        pytest.param(named("ci-a"), (POSTPAID, POSTPAID), {}, {}, "has_members", "members: 2", id="case 43: members"),
         pytest.param(
             named("ci-a"),
             (),

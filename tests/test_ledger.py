@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -41,6 +41,7 @@ from modelarts_cleanup.model import (
     RetryLater,
     Skipped,
 )
+from msgspec.structs import replace
 
 pytest_plugins = ["emulators"]
 

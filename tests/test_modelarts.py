@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,6 +33,7 @@ from modelarts_cleanup.model import (
     RetryLater,
 )
 from modelarts_cleanup.signing import Credentials
+from msgspec.structs import replace
 from served import free_port
 
 CLUSTERS = "/v1/p1/dev-servers/hyper-clusters"
@@ -613,12 +614,12 @@ def test_a_slow_answer_that_is_in_time_is_read(simulator: Simulator, modelarts: 
 @pytest.mark.usefixtures("there")
 def test_a_dripping_answer_is_not_believed_once_the_time_is_up(simulator: Simulator, keys: Keys) -> None:
     class RealClock(FakeClock):
-        until = time.monotonic() + 0.2
+        until = time.monotonic() + 0.5
 
         def left(self) -> timedelta:
             return timedelta(seconds=self.until - time.monotonic())
 
-    simulator.fail(Drip(0.004), on=Call.SHOW_CLUSTER)
+    simulator.fail(Drip(0.01), on=Call.SHOW_CLUSTER)
     modelarts = ModelArts(simulator.url, keys)
     retry = retried(lambda: modelarts.look(REF, "HPS", clock=RealClock()))
     assert (retry.reason, "too slow" in retry.detail) == ("modelarts_unavailable", True)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import pytest
 from modelarts_cleanup.adapters.sinks import FileSink, HttpSink
 from modelarts_cleanup.model import CompletionEvent, RetryLater
+from msgspec.structs import replace
 from served import FUNCTION, free_port
 
 COMPLETION = CompletionEvent(

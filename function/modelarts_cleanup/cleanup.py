@@ -6,9 +6,10 @@ everything it remembers it remembers by `ledger`.
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
+
+import msgspec
 
 from modelarts_cleanup import events, guard
 from modelarts_cleanup.ledger import Claim, Ledger, Superseded, Told
@@ -80,8 +81,7 @@ class Sink(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class World(msgspec.Struct, frozen=True, kw_only=True):
     """What a deployment is made of, built once."""
 
     policy: guard.Policy

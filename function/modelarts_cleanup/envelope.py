@@ -12,8 +12,9 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from urllib.parse import unquote
+
+import msgspec
 
 from modelarts_cleanup import strict_json
 
@@ -25,8 +26,7 @@ _REQUIRED = ("specversion", "id", "source", "type")
 _PUBSUB = "//pubsub.googleapis.com/"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """
     An HTTP request as far as an event can be in it.
 
@@ -41,8 +41,7 @@ class Request:
     complete: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """
     What stands around the data of an event: its attributes, and where it was found wrong.
 
@@ -189,7 +188,7 @@ def _with_data(event: Envelope, data: bytes) -> Envelope:
         raise _bad(event, "data", "is missing")
     if len(data) > LARGEST_DATA:
         raise _bad(event, "data", f"is larger than {LARGEST_DATA} bytes")
-    return replace(event, data=data)
+    return msgspec.structs.replace(event, data=data)
 
 
 def _is_event(attributes: Mapping[str, object]) -> bool:
@@ -242,4 +241,4 @@ def _json_object(known: Envelope, field: str, text: bytes) -> dict[str, object]:
 
 
 def _bad(known: Envelope, field: str, problem: str) -> _UnreadableError:
-    return _UnreadableError(replace(known, field=field, problem=problem))
+    return _UnreadableError(msgspec.structs.replace(known, field=field, problem=problem))

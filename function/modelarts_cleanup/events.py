@@ -5,9 +5,10 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TypeVar, assert_never
+
+import msgspec
 
 from modelarts_cleanup import expiry, strict_json
 from modelarts_cleanup.envelope import Envelope
@@ -155,7 +156,7 @@ def completion_event(
         "cluster": cluster,
         "expires_at": instant_text(asks.expires_at) if isinstance(asks, Expiry) else None,
         "owner": asks.owner if isinstance(asks, Expiry) else None,
-        "cause": asdict(event.cause),
+        "cause": msgspec.structs.asdict(event.cause),
         "attempt": deliveries,
         "received_at": instant_text(received_at),
         "completed_at": instant_text(now),
@@ -212,7 +213,7 @@ def _told(outcome: Outcome) -> tuple[str, str | None, str, dict[str, object]]:
         case AlreadyGone(detail=detail):
             return "already_gone", None, detail, told
         case Skipped(reason=reason, detail=detail, members=members):
-            told |= {"members": [asdict(member) for member in members]} if members else {}
+            told |= {"members": [msgspec.structs.asdict(member) for member in members]} if members else {}
             return "skipped", reason, detail, told
         case Failed(reason=reason, detail=detail):
             return "failed", reason, detail, told

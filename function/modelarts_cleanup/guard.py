@@ -6,9 +6,10 @@ very judgement that decides. What is not known is no ground to delete: unknown m
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
+
+import msgspec
 
 from modelarts_cleanup.model import Cluster, Expiry, Member, RetryLater, Skipped, SkipReason, instant_text
 
@@ -16,8 +17,7 @@ from modelarts_cleanup.model import Cluster, Expiry, Member, RetryLater, Skipped
 SOON = timedelta(seconds=60)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What this deployment may delete. Nothing is allowed that is not listed."""
 
     region: str
@@ -29,8 +29,7 @@ class Policy:
     require_empty: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """What one rule found: the values that decided, and whether it objects."""
 
     reason: SkipReason

@@ -6,7 +6,6 @@ transaction and knows no rule. A store may run a rule again when it lost a race.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -107,16 +106,14 @@ class Store(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class Told(msgspec.Struct, frozen=True, kw_only=True):
     """The event is done with: this was recorded and published."""
 
     completion: CompletionEvent
     duplicate: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """
     The right to work on one event, until the lease runs out.
 
@@ -134,8 +131,7 @@ class Claim:
     duplicate: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Superseded:
+class Superseded(msgspec.Struct, frozen=True):
     """A later expiry was told for the cluster while this event was being judged."""
 
     latest_expiry: datetime

@@ -1,9 +1,10 @@
 """The nouns: ids, the expiry, the cluster with its members, and the closed set of outcomes."""
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TypeAlias
+
+import msgspec
 
 REGION = re.compile(r"[A-Za-z0-9-]{1,64}")
 PROJECT_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -59,8 +60,7 @@ class RetryLater(Exception):  # noqa: N818 - it is no error: it asks for another
         self.attempt: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterRef:
+class ClusterRef(msgspec.Struct, frozen=True):
     """
     Say which cluster is meant.
 
@@ -83,8 +83,7 @@ class ClusterRef:
         return f"{self.region}:{self.project_id}:{self.cluster_id}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expiry:
+class Expiry(msgspec.Struct, frozen=True, kw_only=True):
     """One cluster whose time is up, as an event asks it."""
 
     ref: ClusterRef
@@ -101,16 +100,14 @@ class Expiry:
         return f"{self.ref.key}:{instant_text(self.expires_at)}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Original:
+class Original(msgspec.Struct, frozen=True, kw_only=True):
     """What came in, as far as it is kept: for a person who asks why it was rejected."""
 
     content_type: str | None
     head: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cause:
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
     """The attributes of the event that came in; None where it had none that can be read."""
 
     id: str | None = None
@@ -120,8 +117,7 @@ class Cause:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
+class Rejected(msgspec.Struct, frozen=True, kw_only=True):
     """No later delivery could help: the event cannot be understood."""
 
     field: str
@@ -132,8 +128,7 @@ class Rejected:
     cluster_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, kw_only=True):
     """
     One event that came in: who it is, and what it asks.
 
@@ -145,8 +140,7 @@ class Event:
     asks: "Expiry | Rejected"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
+class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """A hyper cluster as ModelArts showed it at one look."""
 
     ref: ClusterRef
@@ -154,15 +148,13 @@ class Cluster:
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Absent:
+class Absent(msgspec.Struct, frozen=True, kw_only=True):
     """ModelArts surely has no such cluster, by the answer with this request id."""
 
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class Member(msgspec.Struct, frozen=True, kw_only=True):
     """A supernode that belongs to a cluster; `prepaid` ones can only be unsubscribed."""
 
     id: str
@@ -171,22 +163,19 @@ class Member:
     prepaid: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """ModelArts took the DELETE. That is not yet gone."""
 
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotFound:
+class NotFound(msgspec.Struct, frozen=True, kw_only=True):
     """ModelArts answered the DELETE with "not found"; the look after it will tell."""
 
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
     """ModelArts will not carry out the DELETE."""
 
     status: int
@@ -194,8 +183,7 @@ class Refused:
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deleted:
+class Deleted(msgspec.Struct, frozen=True, kw_only=True):
     """We sent the DELETE, and the cluster has been seen to be gone."""
 
     detail: str
@@ -203,16 +191,14 @@ class Deleted:
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlreadyGone:
+class AlreadyGone(msgspec.Struct, frozen=True, kw_only=True):
     """Surely absent before we asked."""
 
     detail: str
     request_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
+class Skipped(msgspec.Struct, frozen=True, kw_only=True):
     """Our own rules kept the cluster."""
 
     reason: SkipReason
@@ -221,8 +207,7 @@ class Skipped:
     members: tuple[Member, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
     """ModelArts will not delete the cluster; a person must look."""
 
     reason: FailReason
@@ -234,8 +219,7 @@ class Failed:
 Outcome: TypeAlias = Deleted | AlreadyGone | Skipped | Failed | Rejected
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionEvent:
+class CompletionEvent(msgspec.Struct, frozen=True, kw_only=True):
     """
     The event that reports an outcome, finished: it is stored before it is published.
 

@@ -1,10 +1,11 @@
 """Reads the URLs that say where something is: a secret, a sink, the ledger, ModelArts itself."""
 
 import re
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
+
+import msgspec
 
 ENDPOINT_DOMAINS = (".myhuaweicloud.com", ".myhuaweicloud.cn", ".myhuaweicloud.eu")
 
@@ -19,43 +20,37 @@ _VISIBLE = re.compile(r"[!-~]+")
 _SHORTEST_PATH = 2
 
 
-@dataclass(frozen=True, slots=True)
-class FilePlace:
+class FilePlace(msgspec.Struct, frozen=True):
     """`file:///path`."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class HttpPlace:
+class HttpPlace(msgspec.Struct, frozen=True):
     """`https://…`, or `http://` to a loopback address."""
 
     url: str
 
 
-@dataclass(frozen=True, slots=True)
-class TopicPlace:
+class TopicPlace(msgspec.Struct, frozen=True):
     """`pubsub://projects/P/topics/T`; `name` is what follows the scheme."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class SecretPlace:
+class SecretPlace(msgspec.Struct, frozen=True):
     """`secretmanager://projects/P/secrets/S[/versions/V]`; `name` includes the version."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class SqlitePlace:
+class SqlitePlace(msgspec.Struct, frozen=True):
     """`sqlite:///path`."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class FirestorePlace:
+class FirestorePlace(msgspec.Struct, frozen=True):
     """`firestore://projects/P/databases/D`."""
 
     project: str

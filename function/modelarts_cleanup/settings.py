@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeVar, cast
+
+import msgspec
 
 from modelarts_cleanup import places
 from modelarts_cleanup.guard import Policy
@@ -45,8 +46,7 @@ class SettingsError(ValueError):
         self.problems = problems
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the entry point `cleanup` needs to know."""
 
     policy: Policy
@@ -56,8 +56,7 @@ class Settings:
     ledger: places.LedgerUrl
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookSettings:
+class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the entry point `webhook` needs to know, and nothing else."""
 
     expiry_sink: places.SinkUrl

@@ -7,20 +7,24 @@ The algorithm: https://support.huaweicloud.com/intl/en-us/devg-apisign/api-sign-
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import quote, unquote
+
+import msgspec
 
 ALGORITHM = "SDK-HMAC-SHA256"
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(msgspec.Struct, frozen=True):
     """A key pair, with a security token if it is a temporary one. Its repr shows none of it."""
 
-    access_key: str = field(repr=False)
-    secret_key: str = field(repr=False)
-    security_token: str | None = field(default=None, repr=False)
+    access_key: str
+    secret_key: str
+    security_token: str | None = None
+
+    def __repr__(self) -> str:
+        """Show nothing."""
+        return "Credentials(…)"
 
 
 def sdk_date(at: datetime) -> str:
@@ -66,8 +70,8 @@ def authorization(
 
 def _canonical_path(path: str) -> str:
     # The cloud signs the path with a slash at its end, which the request itself does not have.
-    segments = "/".join(quote(unquote(segment), safe="~/") for segment in path.split("/"))
-    return segments if segments.endswith("/") else segments + "/"
+    quoted = quote(unquote(path), safe="~/")
+    return quoted if quoted.endswith("/") else quoted + "/"
 
 
 def _canonical_query(query: Iterable[tuple[str, str]]) -> str:

@@ -7,9 +7,9 @@ The library takes a timestamp 5 minutes ahead, and one that is not a whole numbe
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook, WebhookVerificationError
 
 from modelarts_cleanup import envelope, events, strict_json
@@ -73,7 +73,9 @@ def expiry_event(request: envelope.Request) -> tuple[dict[str, str], str]:
     """
     found = envelope.Envelope(data=request.body)
     if _is_structured(request):
-        found = envelope.read(replace(request, headers={"content-type": "application/cloudevents+json"}))
+        found = envelope.read(
+            msgspec.structs.replace(request, headers={"content-type": "application/cloudevents+json"})
+        )
     # The region of the deployment is not known here, and not needed to know that an event is sound.
     events.parse(events.data_object(found), region="any")
     signed_at = datetime.fromtimestamp(int(request.headers["webhook-timestamp"]), UTC)

@@ -1,6 +1,7 @@
 """Keeps the ledger's entries in one SQLite file, for many threads and processes at once."""
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -65,18 +66,27 @@ class SqliteStore:
         self._idle.append(connection)
 
     def _opened(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._path,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            connection.executescript(_OPENED)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            connection = sqlite3.connect(
+                self._path,
+                timeout=BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                connection.executescript(_OPENED)
+            except sqlite3.OperationalError as error:
+                # Who switches a new file to the write-ahead log is not made to wait for the others, but refused.
+                connection.close()
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                    raise
+                time.sleep(0.02)
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
 
 
 def _entry(connection: sqlite3.Connection, key: str) -> Entry | None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 import click
+import msgspec
 
 from modelarts_cleanup import envelope, events, expiry, guard
 from modelarts_cleanup.guard import Finding, Policy
@@ -208,7 +209,7 @@ def _told(event: Event) -> Mapping[str, object]:
     told: dict[str, object] = {"id": event.cause.id, "source": event.cause.source}
     asks = event.asks
     if isinstance(asks, Expiry):
-        told |= asdict(asks.ref) | {"expires_at": instant_text(asks.expires_at)}
+        told |= msgspec.structs.asdict(asks.ref) | {"expires_at": instant_text(asks.expires_at)}
         told |= {"type": asks.type, "name": asks.name, "protected": asks.protected}
         return told | {"owner": asks.owner, "reason": asks.reason}
     return told | {"field": asks.field, "problem": asks.problem}

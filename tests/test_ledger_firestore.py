@@ -16,7 +16,7 @@ import pytest
 from emulators import Relay, new_project
 from fakes import NOW, FakeClock, FakeClusters, FakeSink, T, a_policy, an_event
 from google.cloud.firestore import Client, GeoPoint
-from modelarts_cleanup.adapters.ledger_firestore import FirestoreStore
+from modelarts_cleanup.adapters.ledger_firestore import REMEMBERED, FirestoreStore
 from modelarts_cleanup.cleanup import World, cleanup
 from modelarts_cleanup.ledger import (
     KEPT,
@@ -27,6 +27,7 @@ from modelarts_cleanup.ledger import (
     Entry,
     EventEntry,
     Ledger,
+    LimitEntry,
     Store,
     Told,
 )
@@ -626,3 +627,57 @@ def test_rules_that_meet_do_what_they_could_have_done_in_turn(state: str) -> Non
             places = range(len(inner) + 1)
             serial = [in_turn(state, outer, inner, place=place) for place in places]
             assert meeting(state, outer, inner) in serial, (outer, inner)
+
+
+def test_a_delivery_reads_once_and_then_commits_a_step(firestore_store: FirestoreStore, relay: Relay) -> None:
+    ledger = Ledger(firestore_store)
+    clusters = FakeClusters()
+    world = World(policy=a_policy(), clusters=clusters, ledger=ledger, sink=FakeSink())
+    for number in range(2):
+        ref = ClusterRef("cn-southwest-2", "p1", f"c-{number}")
+        clusters.add(ref)
+        relay.calls.clear()
+        cleanup(an_event(f"e{number}", ref=ref), holder=f"h{number}", world=world, clock=FakeClock())
+    # Claim; delete sent; delete accepted; record; published. The limit was known from the delivery before.
+    assert relay.calls == ["BatchGetDocuments", *["Commit"] * 5]
+
+
+def test_what_is_remembered_is_not_believed(firestore_store: FirestoreStore, google_project: str) -> None:
+    def add(entries: Entries) -> int:
+        known = entries["limit:a"]
+        counted = known.counted if isinstance(known, LimitEntry) else ()
+        entries["limit:a"] = LimitEntry(forget_at=NOW + KEPT, counted=(*counted, NOW + KEPT))
+        return len(counted) + 1
+
+    elsewhere = FirestoreStore(google_project, "(default)")
+    assert [store.transact(["limit:a"], add) for store in (firestore_store, elsewhere, firestore_store)] == [1, 2, 3]
+
+
+def test_what_is_only_read_is_read_afresh(firestore_store: FirestoreStore, google_project: str) -> None:
+    def write(entries: Entries) -> None:
+        entries["limit:a"] = LimitEntry(forget_at=NOW + KEPT, counted=(NOW + KEPT,))
+
+    firestore_store.transact(["limit:a"], lambda entries: entries)
+    FirestoreStore(google_project, "(default)").transact(["limit:a"], write)
+    found = firestore_store.transact(["limit:a"], dict)
+    assert isinstance(found["limit:a"], LimitEntry)
+
+
+def test_only_so_much_is_remembered(firestore_store: FirestoreStore) -> None:
+    for number in range(REMEMBERED + 5):
+        firestore_store.transact([f"limit:{number}"], list)
+    assert len(firestore_store._remembered) == REMEMBERED  # noqa: SLF001 - what is not to be seen from outside
+
+
+def test_a_refusal_by_what_is_remembered_is_asked_again_of_what_stands(
+    firestore_store: FirestoreStore, google_project: str
+) -> None:
+    ledger, elsewhere = Ledger(firestore_store), Ledger(FirestoreStore(google_project, "(default)"))
+    claim = ledger.claim(an_event(), holder="here", now=NOW)
+    assert isinstance(claim, Claim)
+    for number in range(2):
+        clock = NOW + number * 2 * LEASE
+        taken = elsewhere.claim(an_event("e2"), holder=f"there-{number}", now=clock + 2 * LEASE)
+        assert isinstance(taken, Claim)
+        with pytest.raises(RetryLater, match="took over"):
+            ledger.delete_accepted(claim, request_id=None, now=NOW)

@@ -403,3 +403,17 @@ def test_a_ledger_works_on_it(store: SqliteStore) -> None:
     assert isinstance(ledger.claim(an_event(), holder="h1", now=NOW), Claim)
     with pytest.raises(RetryLater, match="in_progress"):
         ledger.claim(an_event(), holder="h2", now=NOW)
+
+
+def test_who_opens_a_new_file_waits_for_one_who_still_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    reader = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    reader.executescript("CREATE TABLE other (x); BEGIN EXCLUSIVE;")
+
+    def let_go() -> None:
+        time.sleep(0.3)
+        reader.execute("COMMIT")
+
+    threading.Thread(target=let_go).start()
+    SqliteStore(str(file)).transact(["limit:a"], lambda entries: entries)
+    reader.close()

@@ -182,7 +182,7 @@ def test_neither_secret_key_nor_security_token_stands_in_the_header_or_in_a_repr
     signed = signing.authorization("GET", "/", headers=HEADERS, credentials=keys)
     assert "Access=AK-visible" in signed
     assert "canary" not in signed
-    assert repr(keys) == str(keys) == "Credentials()"
+    assert repr(keys) == str(keys) == "Credentials(…)"
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def cleanup(event: Event, *, holder: str, world: World, clock: Clock) -> Told:
         attempt = claim.attempt
         completion = claim.unpublished or _completion(event, claim, world=world, clock=clock)
         world.sink.publish(completion)
-        world.ledger.published(claim, now=clock.now())
+        world.ledger.published(claim, now=clock.now(), closes=events.closes_expiry(completion))
     except BaseException as error:
         if isinstance(error, RetryLater):
             error.attempt = error.attempt or attempt

@@ -173,6 +173,11 @@ def completion_event(
     )
 
 
+def closes_expiry(completion: CompletionEvent) -> bool:
+    """Tell whether a completion event ends the logical expiry, and not only the event that was judged."""
+    return completion.outcome in ("deleted", "already_gone")
+
+
 def attributes(completion: CompletionEvent) -> dict[str, str]:
     """Give the CloudEvents attributes of a completion event, without their prefix; none of them is empty."""
     given = {

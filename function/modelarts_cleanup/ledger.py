@@ -257,10 +257,14 @@ class Ledger:
 
         self._store.transact([key, event_key, *([expiry_key] if expiry_key else [])], change)
 
-    def published(self, claim: Claim, *, now: datetime) -> None:
-        """Write that the completion event is stored on the sink, and give the lease back. Raises `RetryLater`."""
+    def published(self, claim: Claim, *, now: datetime, closes: bool = True) -> None:
+        """
+        Write that the completion event is stored on the sink, and give the lease back.
+
+        `closes` tells whether that event may have closed the expiry. Raises `RetryLater`.
+        """
         key, event_key = _lease_key(claim.event_key, claim.expiry), _event_key(claim.event_key)
-        expiry_key = _expiry_key(claim.expiry) if claim.expiry else None
+        expiry_key = _expiry_key(claim.expiry) if claim.expiry and closes else None
 
         def change(entries: Entries) -> None:
             seen = _event(entries, claim.event_key, now)

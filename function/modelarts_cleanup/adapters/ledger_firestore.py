@@ -5,6 +5,9 @@ A transaction here is a batched read and one commit whose writes each demand tha
 that was read (https://cloud.google.com/firestore/docs/reference/rpc/google.firestore.v1#precondition); whoever
 loses reads again. Firestore's own transactions lock documents over two calls, which a killed function leaves locked.
 
+What this process read or wrote last it remembers, and saves the read where every document is written anyway: the
+demand checks the memory. A delivery so takes one read and a commit a step (see "How far it goes" in the README).
+
 Documents that are only read are not watched, and need not be: a batched read is one snapshot (its last `read_time`
 holds for all, says the same page), a rule that decides by an entry writes that entry or the cluster's, and whoever
 changes the one writes the other too. `tests/test_ledger_firestore.py` runs every rule into every other.
@@ -13,7 +16,7 @@ changes the one writes the other too. `tests/test_ledger_firestore.py` runs ever
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
@@ -35,6 +38,8 @@ SECONDS = 6.0
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
 SHORTEST_CALL = 0.1
+# Documents, of a few kilobytes each: those of the deliveries that are at work, and the limits.
+REMEMBERED = 256
 
 _T = TypeVar("_T")
 
@@ -43,6 +48,13 @@ _WRONG = {
     "PERMISSION_DENIED": "may not be used by this identity (roles/datastore.user is missing)",
     "FAILED_PRECONDITION": "is not in native mode, or cannot be used in its present state",
 }
+
+
+class Known(msgspec.Struct, frozen=True):
+    """A document as it was last read or written here; `updated_at` is None for one that does not exist."""
+
+    entry: Entry | None
+    updated_at: object | None
 
 
 class FirestoreStore:
@@ -58,6 +70,7 @@ class FirestoreStore:
         self._seconds = seconds
         self._lock = threading.Lock()
         self._made: Client | None = None
+        self._remembered: dict[str, Known] = {}
 
     def transact(self, keys: Sequence[str], change: Callable[[Entries], _T]) -> _T:
         """
@@ -72,21 +85,8 @@ class FirestoreStore:
         try:
             client = self._connected()
             until = time.monotonic() + self._seconds
-            pause = FIRST_PAUSE
-            while True:
-                documents = _read(client, keys, until)
-                before: Entries = {key: _entry(document) for key, document in documents.items()}
-                entries = dict(before)
-                found = change(entries)
-                changed = {key: entry for key, entry in entries.items() if entry is not None and entry != before[key]}
-                if not changed or _committed(client, documents, changed, until):
-                    return found
-                # Losers of one race must not meet again in step.
-                waited = random.uniform(0, pause)  # noqa: S311 - no secret
-                if time.monotonic() + waited >= until:
-                    raise self._unavailable("is written to by too many at once")
-                time.sleep(waited)
-                pause = min(2 * pause, LONGEST_PAUSE)
+            found = self._from_memory(client, keys, change, until)
+            return found[0] if found else self._transacted(client, keys, change, until)
         except GoogleAPIError as error:
             raise self._unavailable(_wrong(error)) from None
         except GoogleAuthError as error:
@@ -94,6 +94,88 @@ class FirestoreStore:
             raise self._unavailable(wrong) from None
         except msgspec.ValidationError:
             raise self._unavailable("holds a document that is no entry of a ledger") from None
+
+    def _from_memory(
+        self, client: "Client", keys: Sequence[str], change: Callable[[Entries], _T], until: float
+    ) -> tuple[_T] | None:
+        """
+        Try without reading, by what this process last saw: the rule and the result are Firestore's to confirm.
+
+        It counts only if every document is written, as only what is written is checked to be what it was taken for.
+        """
+        known = {key: self._remembered[key] for key in keys if key in self._remembered}
+        if len(known) < len(keys):
+            return None
+        try:
+            found, changed = _changed(known, change)
+        except RetryLater:  # a refusal by what may be old is none
+            return None
+        if len(changed) == len(keys) and self._committed(client, known, changed, until):
+            return (found,)
+        return None
+
+    def _transacted(self, client: "Client", keys: Sequence[str], change: Callable[[Entries], _T], until: float) -> _T:
+        pause = FIRST_PAUSE
+        while True:
+            known = _read(client, keys, until)
+            self._remember(known)
+            found, changed = _changed(known, change)
+            if not changed or self._committed(client, known, changed, until):
+                return found
+            # Losers of one race must not meet again in step.
+            waited = random.uniform(0, pause)  # noqa: S311 - no secret
+            if time.monotonic() + waited >= until:
+                raise self._unavailable("is written to by too many at once")
+            time.sleep(waited)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _committed(
+        self, client: "Client", known: Mapping[str, Known], changed: Mapping[str, Entry], until: float
+    ) -> bool:
+        """Write entries in one commit, unless one of their documents is no longer the one that is known."""
+        from google.api_core.exceptions import (  # noqa: PLC0415 - Google's, so only when needed
+            Aborted,
+            AlreadyExists,
+            FailedPrecondition,
+            NotFound,
+        )
+
+        collection = client.collection(COLLECTION)
+        batch = client.batch()
+        for key, entry in changed.items():
+            document = collection.document(_document_id(key))
+            # Instants stay what they are: an operator reads them, and the TTL policy wants a timestamp.
+            fields = msgspec.to_builtins(entry, builtin_types=(datetime,))
+            if known[key].updated_at is None:
+                batch.create(document, fields)
+            else:
+                batch.update(document, fields, option=client.write_option(last_update_time=known[key].updated_at))
+        self._forget(changed)
+        try:
+            # Sent once: what was carried out and whose answer was lost would lose the race against itself.
+            written = batch.commit(retry=None, timeout=_left(until))
+        except (Aborted, AlreadyExists, FailedPrecondition, NotFound):
+            return False
+        self._remember(
+            {
+                key: Known(entry, result.update_time)
+                for (key, entry), result in zip(changed.items(), written, strict=True)
+            },
+        )
+        return True
+
+    def _remember(self, known: Mapping[str, Known]) -> None:
+        with self._lock:
+            for key, one in known.items():
+                self._remembered.pop(key, None)
+                self._remembered[key] = one
+            while len(self._remembered) > REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+
+    def _forget(self, keys: Iterable[str]) -> None:
+        with self._lock:
+            for key in keys:
+                self._remembered.pop(key, None)
 
     def _connected(self) -> "Client":
         # The generated client below this one would import no less: its package imports both.
@@ -108,8 +190,15 @@ class FirestoreStore:
         return RetryLater("ledger_unavailable", f"the database {self._database} of {self._project} {wrong}")
 
 
-def _read(client: "Client", keys: Sequence[str], until: float) -> "dict[str, DocumentSnapshot[DocumentReference]]":
-    """Read documents by key, as they stood at one instant; one that is absent is a snapshot of nothing."""
+def _changed(known: Mapping[str, Known], change: Callable[[Entries], _T]) -> tuple[_T, dict[str, Entry]]:
+    before: Entries = {key: one.entry for key, one in known.items()}
+    entries = dict(before)
+    found = change(entries)
+    return found, {key: entry for key, entry in entries.items() if entry is not None and entry != before[key]}
+
+
+def _read(client: "Client", keys: Sequence[str], until: float) -> dict[str, Known]:
+    """Read documents by key, as they stood at one instant."""
     from google.api_core.retry import Retry  # noqa: PLC0415 - Google's, so only when needed
 
     ids = {_document_id(key): key for key in keys}
@@ -117,39 +206,7 @@ def _read(client: "Client", keys: Sequence[str], until: float) -> "dict[str, Doc
     left = _left(until)
     retry = Retry(initial=FIRST_PAUSE, maximum=LONGEST_PAUSE, timeout=left)
     found = client.get_all([collection.document(name) for name in ids], retry=retry, timeout=left)
-    return {ids[document.id]: document for document in found}
-
-
-def _committed(
-    client: "Client",
-    documents: "Mapping[str, DocumentSnapshot[DocumentReference]]",
-    changed: Mapping[str, Entry],
-    until: float,
-) -> bool:
-    """Write entries in one commit, unless one of their documents is no longer the one that was read."""
-    from google.api_core.exceptions import (  # noqa: PLC0415 - Google's, so only when needed
-        Aborted,
-        AlreadyExists,
-        FailedPrecondition,
-        NotFound,
-    )
-
-    batch = client.batch()
-    for key, entry in changed.items():
-        document = documents[key]
-        # Instants stay what they are: an operator reads them, and the TTL policy wants a timestamp.
-        fields = msgspec.to_builtins(entry, builtin_types=(datetime,))
-        if document.exists:
-            unchanged = client.write_option(last_update_time=document.update_time)
-            batch.update(document.reference, fields, option=unchanged)
-        else:
-            batch.create(document.reference, fields)
-    try:
-        # Sent once: what was carried out and whose answer was lost would lose the race against itself.
-        batch.commit(retry=None, timeout=_left(until))
-    except (Aborted, AlreadyExists, FailedPrecondition, NotFound):
-        return False
-    return True
+    return {ids[document.id]: Known(_entry(document), document.update_time) for document in found}
 
 
 def _entry(document: "DocumentSnapshot[DocumentReference]") -> Entry | None:

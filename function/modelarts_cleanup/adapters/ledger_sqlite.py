@@ -12,6 +12,7 @@ from modelarts_cleanup.ledger import Entries, Entry
 from modelarts_cleanup.model import RetryLater, instant_text
 
 BUSY_SECONDS = 5.0
+OPENING_SECONDS = 0.2
 
 _T = TypeVar("_T")
 _OPENED = """
@@ -32,8 +33,9 @@ class SqliteStore:
     they have read. The journal is a write-ahead log: a killed process leaves a whole file.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, busy_seconds: float = BUSY_SECONDS) -> None:
         self._path = path
+        self._busy_seconds = busy_seconds
         self._idle: list[sqlite3.Connection] = []
 
     def transact(self, keys: Sequence[str], change: Callable[[Entries], _T]) -> _T:
@@ -66,25 +68,21 @@ class SqliteStore:
         self._idle.append(connection)
 
     def _opened(self) -> sqlite3.Connection:
-        until = time.monotonic() + BUSY_SECONDS
+        until = time.monotonic() + self._busy_seconds
         while True:
+            # Who switches a new file to the write-ahead log is not made to wait for others, but may be refused
+            # at once: short waits, again and again.
             connection = sqlite3.connect(
-                self._path,
-                timeout=BUSY_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
+                self._path, timeout=OPENING_SECONDS, isolation_level=None, check_same_thread=False
             )
             try:
                 connection.executescript(_OPENED)
-            except sqlite3.OperationalError as error:
-                # Who switches a new file to the write-ahead log is not made to wait for the others, but refused.
+                connection.execute(f"PRAGMA busy_timeout = {int(self._busy_seconds * 1000)}")
+            except sqlite3.Error as error:
                 connection.close()
                 if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
                     raise
-                time.sleep(0.02)
-            except BaseException:
-                connection.close()
-                raise
+                time.sleep(0.01)
             else:
                 return connection
 

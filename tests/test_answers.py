@@ -93,7 +93,7 @@ MEANINGS: list[tuple[int, str | None, Meaning]] = [
     (403, "ModelArts.6344", Meaning.REFUSED),
     (403, "AICS.00000004", Meaning.REFUSED),
     (403, None, Meaning.REFUSED),
-    (409, "ModelArts.6344", Meaning.REFUSED),
+    (409, "ModelArts.6344", Meaning.BUSY),
     # Whatever else there is.
     (400, None, Meaning.FAULT),
     (400, "APIGW.0106", Meaning.FAULT),

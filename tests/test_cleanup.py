@@ -42,7 +42,7 @@ UNDISTURBED = [
     "members",
     "delete_sent",
     "delete",
-    "delete_accepted",
+    "delete_answered",
     "look",
     "record",
     "publish",
@@ -206,7 +206,8 @@ def test_the_lease_is_given_back_at_the_end(bench: Bench) -> None:
     bench.clusters.add()
     bench.deliver(an_event())
     assert bench.cluster_entry.lease is None
-    assert bench.cluster_entry.deletion is None
+    assert bench.cluster_entry.deletion
+    assert bench.cluster_entry.deletion.reported == "gone"
 
 
 def test_a_cluster_that_is_surely_absent_is_already_gone(bench: Bench) -> None:
@@ -920,3 +921,30 @@ def test_however_often_processes_end_the_event_is_told_once(name: str, crashes: 
             continue
     bench.steps = Steps()
     assert_told_once(bench, scenario, bench.brought_to_its_end(scenario.event))
+
+
+def test_a_delete_that_finds_nothing_is_sent_again_while_the_cluster_is_shown_and_is_stuck_after_an_hour(
+    bench: Bench,
+) -> None:
+    bench.clusters.add()
+    bench.clusters.answer_to_delete = NotFound(request_id="delete-1")
+    for _ in range(2):
+        with pytest.raises(RetryLater, match="still_deleting"):
+            bench.deliver(an_event())
+        bench.clock.next_delivery(after=timedelta(minutes=20))
+    assert bench.clusters.deletes == 2
+    bench.clock.next_delivery(after=timedelta(minutes=20))
+    assert ended(bench.deliver(an_event())) == ("failed", "stuck")
+
+
+def test_what_an_expirys_own_delete_did_is_deleted_though_another_expiry_told_it_first(bench: Bench) -> None:
+    bench.clusters.add()
+    bench.clusters.looks_after_delete = 100
+    with pytest.raises(RetryLater, match="still_deleting"):
+        bench.deliver(an_event("a"))
+    del bench.clusters.there[REF.cluster_id]
+    later, latest = (NOW - timedelta(minutes=minutes) for minutes in (30, 20))
+    assert ended(bench.deliver(an_event("b", expires_at=later))) == ("deleted", None)
+    assert ended(bench.deliver(an_event("a"))) == ("deleted", None)
+    assert ended(bench.deliver(an_event("c", expires_at=latest))) == ("already_gone", None)
+    assert bench.clusters.deletes == 1

@@ -291,6 +291,49 @@ def test_serve_needs_no_samples_and_what_it_says_to_copy_is_understood(tmp_path:
     )
 
 
+def test_each_line_that_serve_says_to_copy_is_about_a_cluster_of_its_own_and_can_be_run_as_it_is(
+    tmp_path: Path,
+) -> None:
+    command = tmp_path / ".venv" / "bin" / "modelarts-cleanup"
+    command.parent.mkdir(parents=True)
+    command.write_text(f"#!{sys.executable}\nfrom modelarts_cleanup.local.cli import main\nmain()\n")
+    command.chmod(0o755)
+    url = f"http://127.0.0.1:{free_port()}/"
+    with subprocess.Popen(
+        [".venv/bin/modelarts-cleanup", "serve", "--port", url.rpartition(":")[2].strip("/")],
+        cwd=tmp_path,
+        env=(env := {**os.environ, "PYTHONPATH": str(FUNCTION)}),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            printed = list(iter(process.stdout.readline, f"ok: serving on {url} until Ctrl-C\n"))
+            copied = [line for line in printed if f" --url {url}" in line or f"curl -sS {url}" in line]
+            assert [".venv/bin/modelarts-cleanup send" in line for line in copied] == [True, True, False]
+            for line in copied:
+                answer = subprocess.run(
+                    ["sh", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+                ).stdout
+                assert "deleted" in answer
+                assert "duplicate" not in answer
+        finally:
+            process.terminate()
+            process.stdout.read()
+    assert process.returncode == 0
+
+
+def test_serve_names_its_command_by_the_path_that_it_was_started_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = a_file(tmp_path, "#!/bin/sh\n", "modelarts-cleanup")
+    Path(command).chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [command])
+    assert f" | {command} send -" in served_in_process(free_port(), meanwhile=lambda: None).stdout
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert " | modelarts-cleanup send -" in served_in_process(free_port(), meanwhile=lambda: None).stdout
+
+
 def test_serve_writes_json_lines_for_machines() -> None:
     port = free_port()
     output = served_in_process(port, "--json", meanwhile=lambda: None).stdout
@@ -1014,6 +1057,134 @@ def test_replay_says_what_is_wrong_with_what_it_is_given(tmp_path: Path) -> None
         assert "--to is an http(s) URL" in run("replay", good, "--to", to, code=2).stderr
     memory = a_file(tmp_path, "[]\n", "memory")
     assert "name another with --remember" in run("replay", good, "--to", url, "--remember", memory, code=2).stderr
+
+
+def a_structured(number: int, **more: object) -> dict[str, Any]:
+    data = json.loads(an_expiry(f"structured-{number}"))
+    event = {"specversion": "1.0", "id": f"s-{number}", "source": "//ci", "type": events.EXPIRED, "data": data}
+    return {**event, **more}
+
+
+def a_pulled(data: bytes, message_id: str, **attributes: str) -> dict[str, Any]:
+    """Give a message as gcloud writes one that it has pulled: with the base64 that URLs may hold."""
+    named = {name.replace("_", "-"): value for name, value in attributes.items()}
+    message = {"data": base64.urlsafe_b64encode(data).decode(), "messageId": message_id, "publishTime": PAST}
+    return {"ackId": "a", "message": {**message, "attributes": named} if named else message}
+
+
+def a_dead_letter(data: bytes, message_id: str, subscription: str = "projects/p/subscriptions/s") -> dict[str, Any]:
+    _, project, _, name = subscription.split("/")
+    origin = {
+        "CloudPubSubDeadLetterSourceSubscription": name,
+        "CloudPubSubDeadLetterSourceSubscriptionProject": project,
+    }
+    return a_pulled(data, message_id, **origin)
+
+
+def causes(deployed: Deployment) -> list[tuple[str, str]]:
+    told_of: list[Any] = [one["data"] for one in deployed.stage.completions()]
+    return [(one["cause"]["source"], one["cause"]["id"]) for one in told_of]
+
+
+def test_a_saved_expiry_event_is_sent_as_it_was_and_once(deployed: Deployment, tmp_path: Path) -> None:
+    deployed.add("structured-1")
+    event = a_structured(1, knativeerrorcode="503")
+    source = a_file(tmp_path, lines(event, a_structured(2), event), "letters")
+    found = told("replay", source, "--to", deployed.url, "--yes")
+    assert [(one["state"], one["detail"]) for one in found["events"]] == [("sent", "deleted"), ("sent", "already_gone")]
+    assert "s-1: an expiry event from //ci" in found["events"][0]["about"]
+    assert causes(deployed).count(("//ci", "s-1")) == 1
+    assert states(told("replay", source, "--to", deployed.url, "--yes")) == ["already", "already"]
+    # Elsewhere it is not remembered, and the ledger knows it by its id.
+    remember = str(tmp_path / "other")
+    assert states(told("replay", source, "--to", deployed.url, "--yes", "--remember", remember)) == ["sent", "sent"]
+    assert causes(deployed).count(("//ci", "s-1")) == 1
+
+
+def test_what_gcloud_has_pulled_is_sent_as_it_was(deployed: Deployment, tmp_path: Path) -> None:
+    tricky = an_expiry("pulled-1", reason="???>>>~~~").encode()
+    assert {"-", "_"} & set(base64.urlsafe_b64encode(tricky).decode())
+    own = {"ce_id": "own", "ce_source": "//ci/own", "ce_type": events.EXPIRED, "ce_specversion": "1.0"}
+    pulled = [
+        a_dead_letter(tricky, "901"),
+        a_pulled(an_expiry("pulled-2").encode(), "902"),
+        a_pulled(an_expiry("pulled-3").encode(), "903", **own),
+    ]
+    source = a_file(tmp_path, json.dumps(pulled, indent=2) + "\n[]\n" + lines(pulled[0]), "letters.json")
+    assert states(told("replay", source, "--to", deployed.url, "--yes")) == ["sent"] * 3
+    assert {
+        ("//pubsub.googleapis.com/projects/p/subscriptions/s", "901"),
+        ("//pubsub.googleapis.com/letters.json", "902"),
+        ("//ci/own", "own"),
+    } <= set(causes(deployed))
+    assert states(told("replay", source, "--to", deployed.url, "--yes")) == ["already"] * 3
+    assert told("replay", a_file(tmp_path, "[]\n", "empty"))["events"] == []
+
+
+def test_a_file_may_hold_events_and_messages_of_every_kind(deployed: Deployment, tmp_path: Path) -> None:
+    completion = a_completion("failed", 92)
+    done = a_pulled(json.dumps(a_completion("deleted", 93)["data"]).encode(), "93", ce_type=events.COMPLETED, ce_id="c")
+    given = lines(
+        a_completion("failed", 91),
+        a_structured(91),
+        a_pulled(an_expiry("mixed").encode(), "91"),
+        a_pulled(json.dumps(completion["data"]).encode(), "92", ce_type=events.COMPLETED, ce_id="completion-92"),
+        a_completion("deleted", 94),
+        done,
+    )
+    found = told("replay", a_file(tmp_path, given), "--to", deployed.url, "--yes", code=1)
+    assert states(found) == ["sent", "sent", "sent", "sent", "unusable"]
+    assert {("//ci", "e-91.replay"), ("//ci", "s-91"), ("//ci", "e-92.replay")} <= set(causes(deployed))
+
+
+def test_saved_dead_letters_go_back_to_the_topic_they_came_from(pubsub: Pubsub, tmp_path: Path) -> None:
+    expiries = pubsub.topic("expiries")
+    push, watched = pubsub.subscription(expiries), pubsub.subscription(expiries)
+    source = a_file(tmp_path, lines(a_dead_letter(b'{"a": 1}', "1", push), a_structured(95)))
+    found = told("replay", source, "--yes")
+    assert states(found) == ["sent", "sent"]
+    assert found["to"] == f"pubsub://{expiries}"
+    messages = [*pubsub.pull(watched), *pubsub.pull(watched)]
+    letter, event = sorted((one.message for one in messages), key=lambda one: len(one.data))
+    assert (letter.data, dict(letter.attributes)) == (b'{"a": 1}', {})
+    assert json.loads(event.data) == a_structured(95)
+    assert dict(event.attributes) == {"Content-Type": "application/cloudevents+json"}
+    unknown = a_file(tmp_path, lines(a_pulled(b"{}", "1", CloudPubSubDeadLetterSourceSubscription="s")), "unknown")
+    assert "name where to send it with --to" in run("replay", unknown, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ('{"a": \n\n', 2, "is not JSON"),
+        ("x\n", 2, "is not JSON"),
+        ("[" * 200_000, 2, "is not JSON"),
+        (b'\n"\xff"', 3, "is not UTF-8"),
+        ("\n1", 3, "is no completion event, no expiry event and no Pub/Sub message"),
+        (json.dumps({"type": "other", "message": {}}), 2, "is no completion event, no expiry event and no Pub/Sub"),
+        (json.dumps({"type": events.COMPLETED}), 2, "is no completion event"),
+        (json.dumps(a_structured(1, id="")), 2, "is no expiry event: id is no text"),
+        (json.dumps(a_structured(1, data_base64="")), 2, "is no expiry event: data stands beside data_base64"),
+        (
+            json.dumps({"message": {"data": "e30="}}),
+            2,
+            "is no Pub/Sub message: Object missing required field `messageId`",
+        ),
+        (json.dumps({"message": {"data": "!", "messageId": "1"}}), 2, "is no Pub/Sub message: its data is not base64"),
+        (json.dumps([a_pulled(b"{}", "1"), {"message": 1}], indent=0).replace("\n", ""), 2, "is no Pub/Sub message"),
+        ('[\n{"message": {"messageId": "1"}},\n{"message"\n]', 5, "is not JSON"),
+        ('[\n{"message": {"messageId": "1"}},\n\n{}]', 5, "is no completion event, no expiry"),
+        ('[\n{"message": {"messageId": "1"}}\n\n', 3, "is not JSON"),
+    ],
+)
+def test_what_cannot_be_read_in_a_file_is_named_by_its_line_and_nothing_is_sent(
+    tmp_path: Path, text: str | bytes, line: int, problem: str
+) -> None:
+    rest = text if isinstance(text, bytes) else text.encode()
+    source = a_file(tmp_path, json.dumps(a_structured(1)).encode() + b"\n" + rest)
+    # Nothing listens there: what was sent would end with 1.
+    error = run("replay", source, "--to", f"http://127.0.0.1:{free_port()}/", "--yes", code=2).stderr
+    assert f"line {line} of {source} {problem}" in " ".join(error.split())
 
 
 def test_what_cannot_be_remembered_stops_the_replay(deployed: Deployment, tmp_path: Path) -> None:

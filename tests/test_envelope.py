@@ -520,3 +520,17 @@ def test_a_push_in_a_push_in_a_push_comes_to_an_end() -> None:
     for _ in range(12):
         push = a_push(json.dumps(push).encode(), {**CE, "ce-type": MESSAGE_PUBLISHED})
     assert envelope.read(pushed(push)) == MESSAGE
+
+
+def test_eventarcs_event_may_hold_its_message_in_base64() -> None:
+    push = {"message": {"data": base64.b64encode(b'{"a": 1}').decode(), "messageId": "7"}, "subscription": "s"}
+    event = {
+        "specversion": "1.0",
+        "id": "own",
+        "source": "//own",
+        "type": envelope.MESSAGE_PUBLISHED,
+        "data_base64": base64.b64encode(json.dumps(push).encode()).decode(),
+    }
+    headers = {"content-type": "application/cloudevents+json"}
+    found = envelope.read(envelope.Request(method="POST", headers=headers, body=json.dumps(event).encode(), digest=""))
+    assert (found.id, found.source, found.data) == ("7", "//pubsub.googleapis.com/s", b'{"a": 1}')

@@ -27,6 +27,7 @@ from modelarts_cleanup.ledger import (
     closes_expiry,
 )
 from modelarts_cleanup.model import (
+    Accepted,
     AlreadyGone,
     Cause,
     Cluster,
@@ -179,7 +180,7 @@ def test_giving_back_what_was_never_taken_does_nothing(ledger: Ledger, store: St
 def test_a_lease_that_has_run_out_is_taken_over_with_what_its_holder_wrote(ledger: Ledger) -> None:
     first = claimed(ledger, expired())
     ledger.delete_sent(first, cluster(), limit=1, now=NOW + SECOND)
-    ledger.delete_accepted(first, request_id="r-1", now=NOW + 2 * SECOND)
+    ledger.delete_answered(first, Accepted(request_id="r-1"), now=NOW + 2 * SECOND)
     second = claimed(ledger, expired(), "h2", now=NOW + LEASE)
     assert second.deletion == Deletion(
         expires_at=EXPIRES_AT, type="ECS", name="ci-a", sent_at=NOW + SECOND, accepted=True, request_id="r-1"
@@ -188,14 +189,14 @@ def test_a_lease_that_has_run_out_is_taken_over_with_what_its_holder_wrote(ledge
     assert second.received_at == NOW
 
 
-@pytest.mark.parametrize("act", ["delete_sent", "delete_accepted", "record"])
+@pytest.mark.parametrize("act", ["delete_sent", "delete_answered", "record"])
 def test_who_lost_the_lease_writes_nothing_any_more(ledger: Ledger, store: Store, act: str) -> None:
     first = claimed(ledger, expired())
     second = claimed(ledger, expired(), "h2", now=NOW + LEASE)
     before = cluster_entry(store)
     acts: dict[str, Callable[[], object]] = {
         "delete_sent": lambda: ledger.delete_sent(first, cluster(), limit=9, now=NOW + LEASE),
-        "delete_accepted": lambda: ledger.delete_accepted(first, request_id=None, now=NOW + LEASE),
+        "delete_answered": lambda: ledger.delete_answered(first, Accepted(request_id=None), now=NOW + LEASE),
         "record": lambda: ledger.record(first, DELETED, completion(), now=NOW + LEASE),
     }
     assert reason_of(acts[act]) == "in_progress"
@@ -206,13 +207,13 @@ def test_who_lost_the_lease_writes_nothing_any_more(ledger: Ledger, store: Store
     ledger.record(second, DELETED, completion(), now=NOW + LEASE)
 
 
-@pytest.mark.parametrize("act", ["delete_sent", "delete_accepted", "record"])
+@pytest.mark.parametrize("act", ["delete_sent", "delete_answered", "record"])
 def test_who_gave_the_lease_back_writes_nothing_any_more(ledger: Ledger, act: str) -> None:
     claim = claimed(ledger, expired())
     ledger.release(expired(), holder="h1", now=NOW)
     acts: dict[str, Callable[[], object]] = {
         "delete_sent": lambda: ledger.delete_sent(claim, cluster(), limit=9, now=NOW),
-        "delete_accepted": lambda: ledger.delete_accepted(claim, request_id=None, now=NOW),
+        "delete_answered": lambda: ledger.delete_answered(claim, Accepted(request_id=None), now=NOW),
         "record": lambda: ledger.record(claim, DELETED, completion(), now=NOW),
     }
     assert reason_of(acts[act]) == "in_progress"
@@ -220,7 +221,7 @@ def test_who_gave_the_lease_back_writes_nothing_any_more(ledger: Ledger, act: st
 
 def test_a_lease_that_ran_out_and_that_nobody_took_is_still_its_holders(ledger: Ledger) -> None:
     claim = claimed(ledger, expired())
-    assert ledger.delete_sent(claim, cluster(), limit=1, now=NOW + 2 * LEASE) is None
+    assert isinstance(ledger.delete_sent(claim, cluster(), limit=1, now=NOW + 2 * LEASE), Deletion)
 
 
 def test_once_recorded_the_lease_is_short(ledger: Ledger) -> None:
@@ -297,7 +298,7 @@ def test_nothing_is_written_of_a_delete_that_is_superseded(ledger: Ledger, store
 def test_an_earlier_expiry_supersedes_nothing(ledger: Ledger) -> None:
     claim = claimed(ledger, expired("e1"))
     reason_of(lambda: ledger.claim(expired("e2", at=EXPIRES_AT - HOUR), holder="h2", now=NOW))
-    assert ledger.delete_sent(claim, cluster(), limit=1, now=NOW) is None
+    assert isinstance(ledger.delete_sent(claim, cluster(), limit=1, now=NOW), Deletion)
 
 
 def test_the_expiry_of_another_cluster_supersedes_nothing(ledger: Ledger) -> None:
@@ -309,7 +310,7 @@ def test_the_expiry_of_another_cluster_supersedes_nothing(ledger: Ledger) -> Non
 # The limit
 
 
-def sent(ledger: Ledger, number: int, *, limit: int, now: datetime = NOW, project: str = "p1") -> Superseded | None:
+def sent(ledger: Ledger, number: int, *, limit: int, now: datetime = NOW, project: str = "p1") -> Deletion | Superseded:
     ref = ClusterRef("cn-southwest-2", project, f"c-{number}")
     claim = claimed(ledger, expired(f"{project}-{number}", ref=ref), f"h-{number}", now=now)
     return ledger.delete_sent(claim, cluster(ref), limit=limit, now=now)
@@ -350,15 +351,15 @@ def test_each_project_of_each_region_has_a_limit_of_its_own(ledger: Ledger) -> N
     sent(ledger, 1, limit=1, project="p2")
     ref = replace(REF, region="r2")
     claim = claimed(ledger, expired("r2", ref=ref))
-    assert ledger.delete_sent(claim, cluster(ref), limit=1, now=NOW) is None
+    assert isinstance(ledger.delete_sent(claim, cluster(ref), limit=1, now=NOW), Deletion)
 
 
 def test_a_delete_that_is_sent_again_counts_once(ledger: Ledger, store: Store) -> None:
     claim = claimed(ledger, expired())
     for _ in range(3):
-        assert ledger.delete_sent(claim, cluster(), limit=1, now=NOW) is None
+        assert isinstance(ledger.delete_sent(claim, cluster(), limit=1, now=NOW), Deletion)
     again = claimed(ledger, expired(), "h2", now=NOW + LEASE)
-    assert ledger.delete_sent(again, cluster(), limit=1, now=NOW + LEASE) is None
+    assert isinstance(ledger.delete_sent(again, cluster(), limit=1, now=NOW + LEASE), Deletion)
     assert counted(store) == 1
 
 
@@ -391,21 +392,20 @@ def test_after_its_end_has_been_told_another_delete_counts_again(
 
 def test_accepted_is_written_only_of_a_delete_that_was_sent(ledger: Ledger, store: Store) -> None:
     claim = claimed(ledger, expired())
-    ledger.delete_accepted(claim, request_id="r-1", now=NOW)
+    ledger.delete_answered(claim, Accepted(request_id="r-1"), now=NOW)
     assert cluster_entry(store).deletion is None
 
 
 @pytest.mark.parametrize(
     ("outcome", "deletion"),
     [
-        (DELETED, None),
-        (GONE, None),
+        (DELETED, Deletion(expires_at=EXPIRES_AT, type="ECS", name="ci-a", sent_at=NOW, reported="gone")),
         (REFUSED, None),
         (SKIPPED, Deletion(expires_at=EXPIRES_AT, type="ECS", name="ci-a", sent_at=NOW)),
-        (STUCK, Deletion(expires_at=EXPIRES_AT, type="ECS", name="ci-a", sent_at=NOW, reported_stuck=True)),
+        (STUCK, Deletion(expires_at=EXPIRES_AT, type="ECS", name="ci-a", sent_at=NOW, reported="stuck")),
     ],
 )
-def test_a_deletion_is_remembered_until_its_end_is_known(
+def test_a_deletion_is_remembered_with_what_was_told_of_it(
     ledger: Ledger, outcome: Outcome, deletion: Deletion | None
 ) -> None:
     claim = claimed(ledger, expired("e1"))
@@ -548,7 +548,7 @@ def test_a_store_may_run_a_rule_more_than_once() -> None:
     ledger = Ledger(store)
     claim = claimed(ledger, expired())
     ledger.delete_sent(claim, cluster(), limit=1, now=NOW)
-    ledger.delete_accepted(claim, request_id=None, now=NOW)
+    ledger.delete_answered(claim, Accepted(request_id=None), now=NOW)
     ledger.record(claim, DELETED, completion(), now=NOW)
     ledger.published(claim, now=NOW)
     assert claim.attempt == 1
@@ -671,7 +671,7 @@ class Deliveries(RuleBasedStateMachine):
         if not holds:
             return
         assert isinstance(found, Superseded) == (self.latest[delivery.ref] > expiry.expires_at)
-        if found is None:
+        if isinstance(found, Deletion):
             delivery.sent = True
             self.pending[delivery.ref] = expiry.expires_at
             self.counted += [self.now] if counts else []
@@ -683,7 +683,7 @@ class Deliveries(RuleBasedStateMachine):
         if delivery.recorded or not delivery.sent:
             return
         try:
-            self.ledger.delete_accepted(delivery.claim, request_id=None, now=self.now)
+            self.ledger.delete_answered(delivery.claim, Accepted(request_id=None), now=self.now)
         except RetryLater:
             assert self.holding.get(delivery.ref) is not delivery
         else:
@@ -710,7 +710,7 @@ class Deliveries(RuleBasedStateMachine):
         if closes_expiry(outcome):
             assert delivery.claim.expiry.key not in self.closed, "closed twice"
             self.closed[delivery.claim.expiry.key] = told
-        if not isinstance(outcome, Skipped):
+        if not isinstance(outcome, Skipped | AlreadyGone):
             self.pending.pop(delivery.ref, None)
 
     @precondition(lambda self: self.alive)

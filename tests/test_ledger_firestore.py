@@ -32,6 +32,7 @@ from modelarts_cleanup.ledger import (
     Told,
 )
 from modelarts_cleanup.model import (
+    Accepted,
     Cluster,
     ClusterRef,
     CompletionEvent,
@@ -514,7 +515,7 @@ def records(name: str, end: Deleted | Skipped, now: datetime = NOW) -> Acting:
 
 
 def accepts(name: str) -> Acting:
-    return holds(name, lambda ledger, claim: ledger.delete_accepted(claim, request_id="r", now=NOW))
+    return holds(name, lambda ledger, claim: ledger.delete_answered(claim, Accepted(request_id="r"), now=NOW))
 
 
 def publishes(name: str, now: datetime = NOW) -> Acting:
@@ -680,4 +681,4 @@ def test_a_refusal_by_what_is_remembered_is_asked_again_of_what_stands(
         taken = elsewhere.claim(an_event("e2"), holder=f"there-{number}", now=clock + 2 * LEASE)
         assert isinstance(taken, Claim)
         with pytest.raises(RetryLater, match="took over"):
-            ledger.delete_accepted(claim, request_id=None, now=NOW)
+            ledger.delete_answered(claim, Accepted(request_id=None), now=NOW)

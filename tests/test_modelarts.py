@@ -131,10 +131,9 @@ TABLE: list[tuple[Any, ...]] = [
     (403, None, "credentials_refused", "credentials_refused", REFUSED),
     (400, "ModelArts.6344", "modelarts_unavailable", "modelarts_unavailable", REFUSED),
     (400, "ModelArts.6304", "modelarts_unavailable", "modelarts_unavailable", REFUSED),
-    (409, "ModelArts.6344", "modelarts_unavailable", "modelarts_unavailable", REFUSED),
     *(
         (status, code, *["busy"] * 3)
-        for status, code in ((409, None), (409, "ModelArts.5044"), (400, "ModelArts.6357"))
+        for status, code in ((409, None), (409, "ModelArts.6344"), (409, "ModelArts.5044"), (400, "ModelArts.6357"))
     ),
     *((status, code, *["throttled"] * 3) for status, code in ((429, None), (429, "APIGW.0308"), (403, "APIGW.0308"))),
     *((status, None, *["modelarts_unavailable"] * 3) for status in (201, 202, 206, 301, 302, 303, 304, 307, 308)),

@@ -353,7 +353,7 @@ def test_without_an_answer_it_is_not_stored(
 ) -> None:
     receiver.answers = [answer]
     detail = unavailable(lambda: sink.publish(COMPLETION))
-    assert detail.startswith("no answer from the sink: ")
+    assert detail.startswith("no answer from the sink")
     assert "CANARY" not in detail
     assert len(receiver.received) == 1
 
@@ -400,3 +400,24 @@ def test_no_cookie_is_kept(receiver: Receiver, sink: HttpSink) -> None:
     sink.publish(COMPLETION)
     sink.publish(COMPLETION)
     assert "cookie" not in receiver.received[1][1]
+
+
+def test_a_file_that_another_process_holds_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    held = tmp_path / "completions.jsonl"
+    with held.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert unavailable(lambda: FileSink(str(held), seconds=0.05).publish(COMPLETION))
+    FileSink(str(held)).publish(COMPLETION)
+
+
+def test_a_server_that_takes_its_time_over_every_byte_is_given_up_in_time(receiver: Receiver) -> None:
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        for byte in b"HTTP/1.1 204 No Content\r\n":
+            handler.wfile.write(bytes([byte]))
+            threading.Event().wait(0.05)
+        handler.close_connection = True
+
+    receiver.answers = [drip]
+    began = time.monotonic()
+    assert unavailable(lambda: HttpSink(receiver.url, seconds=0.3).publish(COMPLETION)).startswith("no answer")
+    assert time.monotonic() - began < 1

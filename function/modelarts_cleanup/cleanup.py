@@ -143,10 +143,11 @@ def _judged(expiry: Expiry, claim: Claim, *, world: World, clock: Clock) -> Outc
     known_type = expiry.type or (sent.type if sent else None)
     cluster = world.clusters.look(expiry.ref, known_type, clock=clock)
     if isinstance(cluster, Absent):
-        if sent is None:
+        # What another expiry's DELETE did has been told as its doing.
+        if sent is None or (sent.reported == "gone" and not follows_up):
             return AlreadyGone(detail="ModelArts has no such cluster", request_id=cluster.request_id)
         return _gone(Cluster(ref=expiry.ref, type=sent.type, name=sent.name), sent.sent_at, sent.request_id)
-    if sent and sent.accepted and not sent.reported_stuck:
+    if sent and sent.accepted and not sent.reported:
         return _looked_until_gone(cluster, sent.sent_at, sent.request_id, world=world, clock=clock)
 
     # Before anything is sent again, every rule is asked again.
@@ -169,10 +170,9 @@ def _objection_to_cluster(cluster: Cluster, expiry: Expiry, *, world: World, clo
 
 def _deleted(cluster: Cluster, claim: Claim, *, world: World, clock: Clock) -> Outcome:
     """Write that the DELETE is sent, send it, and look until the cluster is gone."""
-    sent_at = clock.now()
-    superseded = world.ledger.delete_sent(claim, cluster, limit=world.policy.deletions_per_hour, now=sent_at)
-    if isinstance(superseded, Superseded):
-        latest = instant_text(superseded.latest_expiry)
+    sent = world.ledger.delete_sent(claim, cluster, limit=world.policy.deletions_per_hour, now=clock.now())
+    if isinstance(sent, Superseded):
+        latest = instant_text(sent.latest_expiry)
         return Skipped(reason="superseded", detail=f"a later expiry was told meanwhile: {latest}", cluster=cluster)
     answer = world.clusters.delete(cluster, clock=clock)
     if isinstance(answer, Refused):
@@ -182,9 +182,8 @@ def _deleted(cluster: Cluster, claim: Claim, *, world: World, clock: Clock) -> O
             cluster=cluster,
             request_id=answer.request_id,
         )
-    # "Not found" is an end as well, which the look confirms; where it does not, sending again would not help.
-    world.ledger.delete_accepted(claim, request_id=answer.request_id, now=clock.now())
-    return _looked_until_gone(cluster, sent_at, answer.request_id, world=world, clock=clock)
+    world.ledger.delete_answered(claim, answer, now=clock.now())
+    return _looked_until_gone(cluster, sent.sent_at, answer.request_id, world=world, clock=clock)
 
 
 def _gone(cluster: Cluster, sent_at: datetime, request_id: str | None) -> Deleted:

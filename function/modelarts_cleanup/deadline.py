@@ -1,6 +1,5 @@
 """Ends a delivery in time, whatever hangs in it."""
 
-import queue
 import sys
 import threading
 import time
@@ -10,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from uuid import uuid4
 
+from modelarts_cleanup import patience
 from modelarts_cleanup.cleanup import World, cleanup
 from modelarts_cleanup.ledger import Told
 from modelarts_cleanup.model import Event, RetryLater, RetryReason
@@ -87,23 +87,11 @@ def within(span: timedelta, work: Callable[[], _T], clock: DeliveryClock) -> _T:
     Raises what the work raises, and `TimeIsUp`, with the reason of what it waits for, once `span`
     has passed since the delivery began.
     """
-    ended: queue.SimpleQueue[tuple[_T] | BaseException] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            ended.put((work(),))
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
-            ended.put(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
     try:
-        found = ended.get(timeout=max((span - clock.passed()).total_seconds(), 0.0))
-    except queue.Empty:
-        raise TimeIsUp(_waited_for(thread), f"no end after {clock.passed().total_seconds():.0f} s") from None
-    if isinstance(found, BaseException):
-        raise found
-    return found[0]
+        return patience.within((span - clock.passed()).total_seconds(), work)
+    except patience.StillWaitingError as error:
+        reason = _waited_for(error.thread)
+        raise TimeIsUp(reason, f"no end after {clock.passed().total_seconds():.0f} s") from None
 
 
 def _waited_for(thread: threading.Thread) -> RetryReason:

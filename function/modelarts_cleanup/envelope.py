@@ -126,7 +126,7 @@ def _read_message(attributes: Mapping[str, object], content_type: str, data: byt
     media_type, charset = _media_type(content_type), _charset(content_type)
     if media_type.startswith("application/cloudevents-batch"):
         raise _bad(known, "content-type", "is a batch; one request is one event")
-    if charset not in ("", "utf-8", "us-ascii"):
+    if charset not in ("", "utf-8", "utf8", "us-ascii"):
         raise _bad(known, "content-type", "names a charset other than UTF-8, which JSON is written in")
     if media_type == "application/cloudevents+json":
         return _read_structured(_json_object(known, "data", data), message)
@@ -148,10 +148,11 @@ def _read_structured(given: Mapping[str, object], message: Envelope) -> Envelope
     if "data" in given and "data_base64" in given:
         raise _bad(event, "data", "stands beside data_base64; one of them is the data")
     data = given.get("data")
-    if event.type == MESSAGE_PUBLISHED and isinstance(data, dict):
-        return _read_push(data)
+    text = _base64(event, "data_base64", given["data_base64"]) if "data_base64" in given else b""
+    if event.type == MESSAGE_PUBLISHED:
+        return _read_push(data if isinstance(data, dict) else _json_object(event, "data", text))
     if "data_base64" in given:
-        return _with_data(event, _base64(event, "data_base64", given["data_base64"]))
+        return _with_data(event, text)
     return _with_data(
         event, json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() if "data" in given else b""
     )

@@ -7,11 +7,12 @@ transaction and knows no rule. A store may run a rule again when it lost a race.
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
 from modelarts_cleanup.model import (
+    Accepted,
     AlreadyGone,
     Cluster,
     ClusterType,
@@ -20,6 +21,7 @@ from modelarts_cleanup.model import (
     Event,
     Expiry,
     Failed,
+    NotFound,
     Outcome,
     RetryLater,
     instant_text,
@@ -45,15 +47,16 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class Deletion(msgspec.Struct, frozen=True):
-    """A DELETE that was sent for a cluster and whose end has not been reported."""
+    """The last DELETE that was sent for a cluster: for which expiry, what ModelArts said, and what was told of it."""
 
     expires_at: datetime
     type: ClusterType
     name: str
     sent_at: datetime
     accepted: bool = False
+    not_found: bool = False
     request_id: str | None = None
-    reported_stuck: bool = False
+    reported: Literal["gone", "stuck"] | None = None
 
 
 class ClusterEntry(msgspec.Struct, frozen=True, tag="cluster", tag_field="kind"):
@@ -199,7 +202,7 @@ class Ledger:
             raise found
         return found
 
-    def delete_sent(self, claim: Claim, cluster: Cluster, *, limit: int, now: datetime) -> Superseded | None:
+    def delete_sent(self, claim: Claim, cluster: Cluster, *, limit: int, now: datetime) -> Deletion | Superseded:
         """
         Write that a DELETE is about to be sent, and count it against the limit of `limit` an hour.
 
@@ -210,28 +213,41 @@ class Ledger:
         expiry = _expiry_of(claim)
         limit_key = f"limit:{expiry.ref.region}:{expiry.ref.project_id}"
 
-        def change(entries: Entries) -> Superseded | None:
+        def change(entries: Entries) -> Deletion | Superseded:
             entry = _held(entries, claim, now)
             if entry.latest_expiry and entry.latest_expiry > expiry.expires_at:
                 return Superseded(entry.latest_expiry)
             sent = entry.deletion
-            if sent is None or sent.reported_stuck or sent.expires_at != expiry.expires_at:
+            again = sent if sent and not sent.reported and sent.expires_at == expiry.expires_at else None
+            if again is None:
                 entries[limit_key] = _counted(entries[limit_key], limit=limit, now=now)
-            deletion = Deletion(expires_at=expiry.expires_at, type=cluster.type, name=cluster.name, sent_at=now)
+            deletion = Deletion(
+                expires_at=expiry.expires_at,
+                type=cluster.type,
+                name=cluster.name,
+                # One that ModelArts finds nothing for, while it shows the cluster, is stuck an hour after the first.
+                sent_at=again.sent_at if again and again.not_found else now,
+            )
             entries[_lease_key(claim.event_key, expiry)] = msgspec.structs.replace(entry, deletion=deletion)
-            return None
+            return deletion
 
         return self._store.transact([_lease_key(claim.event_key, expiry), limit_key], change)
 
-    def delete_accepted(self, claim: Claim, *, request_id: str | None, now: datetime) -> None:
-        """Write that the DELETE needs not be sent again: what is left is to look. Raises `RetryLater`."""
+    def delete_answered(self, claim: Claim, answer: Accepted | NotFound, *, now: datetime) -> None:
+        """Write what ModelArts said to the DELETE; one that it accepted is not sent again. Raises `RetryLater`."""
         key = _lease_key(claim.event_key, claim.expiry)
+        accepted = isinstance(answer, Accepted)
 
         def change(entries: Entries) -> None:
             entry = _held(entries, claim, now)
             if entry.deletion:
-                accepted = msgspec.structs.replace(entry.deletion, accepted=True, request_id=request_id)
-                entries[key] = msgspec.structs.replace(entry, deletion=accepted)
+                answered = msgspec.structs.replace(
+                    entry.deletion,
+                    accepted=accepted,
+                    not_found=not accepted,
+                    request_id=answer.request_id,
+                )
+                entries[key] = msgspec.structs.replace(entry, deletion=answered)
 
         self._store.transact([key], change)
 
@@ -247,11 +263,13 @@ class Ledger:
             if expiry_key:
                 entries[expiry_key] = ExpiryEntry(forget_at=now + KEPT, completion=completion)
             deletion = entry.deletion
-            if expiry_key or (isinstance(outcome, Failed) and outcome.reason == "refused"):
+            if isinstance(outcome, Failed) and outcome.reason == "refused":
                 deletion = None
             elif deletion and isinstance(outcome, Failed):
                 # Another event for this cluster may try again; a cluster found gone is still our doing.
-                deletion = msgspec.structs.replace(deletion, reported_stuck=True)
+                deletion = msgspec.structs.replace(deletion, reported="stuck")
+            elif deletion and isinstance(outcome, Deleted):
+                deletion = msgspec.structs.replace(deletion, reported="gone")
             lease = Lease(claim.holder, now + PUBLISHING_LEASE)
             entries[key] = msgspec.structs.replace(entry, deletion=deletion, lease=lease)
 

@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 _NOT_FOUND = frozenset({"ModelArts.6404", "ModelArts.6309"})
 _NO_SUCH_API = frozenset({"APIGW.0101", "APIGW.0103"})
 # 6357 also means "already in that state": a deletion that is already under way.
-_BUSY = frozenset({"ModelArts.6355", "ModelArts.6357", "ModelArts.5044", "ModelArts.6101"})
+_BUSY = frozenset({"ModelArts.6355", "ModelArts.6357", "ModelArts.5044", "ModelArts.6101", "ModelArts.7008"})
 _THROTTLED = frozenset({"APIGW.0308"})
 _NO_RIGHTS = frozenset(
     {"ModelArts.0108", "ModelArts.0112", "ModelArts.0210", *(f"ModelArts.020{digit}" for digit in range(1, 9))},
@@ -59,8 +59,9 @@ _TABLE: tuple[tuple[Callable[[int, str], bool], Meaning], ...] = (
     (lambda _, code: code in _NO_RIGHTS, Meaning.NO_RIGHTS),
     (lambda status, code: status == 403 and code.startswith(("APIGW.", "IAM.", "PAP5.")), Meaning.NO_RIGHTS),
     (lambda _, code: code in _BUSY, Meaning.BUSY),
-    (lambda status, code: status == 409 and not code.startswith("ModelArts."), Meaning.BUSY),
-    # Any other 403 may mean "in use", and so may a 400 or 409 with a code of ModelArts.
+    # A conflict is with something that is under way, whatever it is called.
+    (lambda status, _: status == 409, Meaning.BUSY),
+    # Any other 403 may mean "in use", and so may a 400 with a code of ModelArts.
     (lambda status, code: status == 403 or code.startswith("ModelArts."), Meaning.REFUSED),
     (lambda _status, _code: True, Meaning.FAULT),
 )

@@ -3,12 +3,14 @@
 import errno
 import fcntl
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from modelarts_cleanup import events
+from modelarts_cleanup import events, patience
 from modelarts_cleanup.adapters.direct import DirectSession
 from modelarts_cleanup.model import CompletionEvent, RetryLater
 
@@ -36,15 +38,16 @@ class EventSink(ABC):
 class FileSink(EventSink):
     """Appends one structured CloudEvent a line; many processes may share the file."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, seconds: float = SECONDS) -> None:
         self._path = Path(path)
+        self._seconds = seconds
 
     def put(self, attributes: Mapping[str, str], data: str) -> None:
         """Append the event and wait until it is on disk."""
         line = events.structured(attributes, data).encode() + b"\n"
         try:
             with self._path.open("a+b", buffering=0) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                _lock(file.fileno(), self._seconds)
                 _append(file.fileno(), line)
         except OSError as error:
             raise RetryLater("sink_unavailable", f"the event could not be appended: {error.strerror}") from None
@@ -63,19 +66,38 @@ class HttpSink(EventSink):
         headers = {f"ce-{name}": quote(value, safe="!#$&'()*+,/:;=?@[]-._~") for name, value in attributes.items()}
         headers["Content-Type"] = "application/json"
         try:
-            with self._session.post(
-                self._url,
-                data=data.encode(),
-                headers=headers,
-                timeout=(self._seconds / 2, self._seconds),
-                allow_redirects=False,
-                stream=True,  # the body of the answer says nothing to us
-            ) as response:
-                status = response.status_code
+            # A server may take its time over every byte: what is bounded is the whole of it.
+            status = patience.within(self._seconds, partial(self._post, headers, data.encode()))
+        except patience.StillWaitingError:
+            raise RetryLater("sink_unavailable", f"no answer from the sink in {self._seconds:.0f} s") from None
         except (OSError, ValueError) as error:  # what requests raises is one of them
             raise RetryLater("sink_unavailable", f"no answer from the sink: {type(error).__name__}") from None
         if not 200 <= status < 300:
             raise RetryLater("sink_unavailable", f"the sink answered {status}")
+
+    def _post(self, headers: Mapping[str, str], body: bytes) -> int:
+        with self._session.post(
+            self._url,
+            data=body,
+            headers=headers,
+            timeout=(self._seconds / 2, self._seconds),
+            allow_redirects=False,
+            stream=True,  # the body of the answer says nothing to us
+        ) as response:
+            return response.status_code
+
+
+def _lock(descriptor: int, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.002)
+        else:
+            return
 
 
 def _append(descriptor: int, line: bytes) -> None:

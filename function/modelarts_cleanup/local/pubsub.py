@@ -18,6 +18,9 @@ SECONDS: Final = 10.0
 PULL_SECONDS: Final = 3.0
 # As long as Pub/Sub allows a person to look at what is to be sent.
 KEPT_SECONDS: Final = 600
+# What Pub/Sub writes on a dead letter: which subscription gave it up.
+_FROM: Final = "CloudPubSubDeadLetterSourceSubscription"
+_FROM_PROJECT: Final = "CloudPubSubDeadLetterSourceSubscriptionProject"
 _PUBLISH: Final = "pubsub.topics.publish"
 _CONSUME: Final = "pubsub.subscriptions.consume"
 
@@ -34,12 +37,18 @@ _WRONG: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
-    """A message that was pulled and is not acknowledged yet."""
+    """A message that was pulled and is not acknowledged yet; one that was read from a file has no `ack_id`."""
 
     message_id: str
-    ack_id: str = field(repr=False)
+    ack_id: str = field(default="", repr=False)
     data: bytes = field(repr=False)
     attributes: Mapping[str, str]
+
+    @property
+    def origin(self) -> str | None:
+        """Name the subscription that gave it up, if it is a dead letter."""
+        name, project = self.attributes.get(_FROM), self.attributes.get(_FROM_PROJECT)
+        return f"projects/{project}/subscriptions/{name}" if name and project else None
 
 
 class PubsubError(CommandError):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,13 +15,11 @@ from rich.console import Console
 from modelarts_cleanup import places
 from modelarts_cleanup.local.delivery import deliver, read_bytes
 from modelarts_cleanup.local.pubsub import Letter, Pubsub
-from modelarts_cleanup.local.replayable import Replayable, of_completion, of_letter
+from modelarts_cleanup.local.replayable import Replayable, of_file, of_letter
 from modelarts_cleanup.local.screen import CommandError, cell, screen, show, table, word, write_json
 from modelarts_cleanup.model import instant_text
 
 _SUBSCRIPTION: Final = re.compile(r"projects/[^/]+/subscriptions/[^/]+")
-_FROM: Final = "CloudPubSubDeadLetterSourceSubscription"
-_FROM_PROJECT: Final = "CloudPubSubDeadLetterSourceSubscriptionProject"
 _OK: Final = 200
 
 
@@ -82,10 +80,11 @@ def replay(
     Send again what could not be done.
 
     SOURCE is a subscription, projects/P/subscriptions/S, with dead letters or completion events, or a file of
-    completion events, one a line. A dead letter
-    is sent as it is, and acknowledged once it was taken; without --to it goes to the topic that it came from. A
-    `rejected` event is sent as it came, and a `failed` one is made again from what was told of it; both get a new
-    id, derived from the old one, as the old one would only be answered with what was recorded for it.
+    either: completion events and expiry events as structured CloudEvents, one a line, and messages as
+    `gcloud pubsub subscriptions pull S --format=json` writes them. A dead letter or an expiry event is sent as it
+    is, and acknowledged once it was taken, if it was pulled; without --to, dead letters go to the topic that they
+    came from. A `rejected` event is sent as it came, and a `failed` one is made again from what was told of it;
+    both get a new id, derived from the old one, as the old one would only be answered with what was recorded for it.
 
     It shows what it will send, and asks. Nothing is sent twice: what was sent is remembered in a file beside
     SOURCE (for a subscription, in the present folder), and skipped the next time. Remove the file to send it all the
@@ -103,8 +102,8 @@ def replay(
     )
     pubsub = Pubsub()
     with _letters(pubsub, subscription, limit) as letters:
-        found = [of_letter(letter, source) for letter in letters] if subscription else list(_of_file(source))
-        place = _place(to, pubsub, letters) if found else ""
+        found = [of_letter(letter, source) for letter in letters] if subscription else _of_file(source)
+        place = _place(to, pubsub, found) if found else ""
         planned = [_planned(one, memory, everything=everything) for one in found]
         sending = sum(one.state == "kept" for one in planned)
         if not as_json:
@@ -138,25 +137,17 @@ def _letters(pubsub: Pubsub, subscription: str | None, limit: int) -> Iterator[l
             pubsub.release(subscription, letters)
 
 
-def _of_file(source: str) -> Iterator[Replayable]:
-    for number, line in enumerate(read_bytes(source).splitlines(), 1):
-        if line.strip():
-            try:
-                found = of_completion(line)
-            except ValueError as error:
-                raise CommandError(f"line {number} of {source} {error}") from None
-            if found is not None:
-                yield found
+def _of_file(source: str) -> list[Replayable]:
+    try:
+        return of_file(read_bytes(source), source)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
 
 
-def _place(to: str | None, pubsub: Pubsub, letters: list[Letter]) -> str:
+def _place(to: str | None, pubsub: Pubsub, found: Sequence[Replayable]) -> str:
     """Find where to send: where it is said, or where all dead letters come from."""
     if to is None:
-        origins = {
-            f"projects/{letter.attributes.get(_FROM_PROJECT)}/subscriptions/{letter.attributes.get(_FROM)}"
-            for letter in letters
-            if _FROM in letter.attributes
-        }
+        origins = {one.origin for one in found if one.origin is not None}
         if len(origins) != 1:
             raise CommandError("it does not say where all of this came from; name where to send it with --to")
         return f"pubsub://{pubsub.topic_of(origins.pop())}"

@@ -2,15 +2,16 @@
 
 import base64
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Final
 from urllib.parse import quote
 
 import msgspec
 
 from modelarts_cleanup import envelope, events
-from modelarts_cleanup.local.delivery import Delivery, binary
+from modelarts_cleanup.local.delivery import STRUCTURED, Delivery, binary
 from modelarts_cleanup.local.pubsub import Letter
 
 SOURCE: Final = "//modelarts-cleanup/replay"
@@ -18,6 +19,11 @@ SOURCE: Final = "//modelarts-cleanup/replay"
 KEPT: Final = 64 * 1024
 # What Pub/Sub adds to a dead letter, and refuses from whoever publishes.
 _PUBSUBS_OWN: Final = ("CloudPubSubDeadLetter", "goog")
+_BLANK: Final = " \t\r\n"
+# It only finds where a value ends.
+_SCANNER: Final = json.JSONDecoder(parse_int=str, parse_float=str)
+# What gcloud writes is base64 in the alphabet for URLs.
+_STANDARD: Final = str.maketrans("-_", "+/")
 
 
 class _Cluster(msgspec.Struct, frozen=True):
@@ -56,12 +62,28 @@ class _Completion(msgspec.Struct, frozen=True):
     data: _Data
 
 
+class _Kind(msgspec.Struct, frozen=True):
+    type: object = None
+    message: object = None
+
+
+class _Message(msgspec.Struct, frozen=True, rename="camel"):
+    message_id: str
+    data: str = ""
+    attributes: dict[str, str] = {}
+
+
+class _Pulled(msgspec.Struct, frozen=True):
+    message: _Message
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayable:
     """
     Something to send again: over HTTP as `delivery`, on Pub/Sub as `data` with `attributes`.
 
-    `key` is what is remembered of it. `problem` says why it cannot be sent, `doubt` why that is of no use.
+    `key` is what is remembered of it. `problem` says why it cannot be sent, `doubt` why that is of no use. `origin`
+    is the subscription that gave it up, if it is a dead letter that says so.
     """
 
     key: str
@@ -72,6 +94,30 @@ class Replayable:
     problem: str | None = None
     doubt: str | None = None
     letter: Letter | None = None
+    origin: str | None = None
+
+
+def of_file(content: bytes, file: str) -> list[Replayable]:
+    """
+    Read completion events, structured expiry events, and messages as gcloud writes them: one a line, or in lists.
+
+    What the file holds twice is given once. Raises `ValueError` that names the line and what it is not.
+    """
+    try:
+        text = content.decode().rstrip(_BLANK)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} of {file} is not UTF-8") from None
+    found: dict[str, Replayable] = {}
+    for at, value in _values(text):
+        try:
+            one = _of_value(value, PurePath(file).name)
+        except ValueError as error:
+            line = text.count("\n", 0, at) + 1
+            raise ValueError(f"line {line} of {file} {error}") from None
+        if one is not None:
+            found.setdefault(one.key, one)
+    return list(found.values())
 
 
 def of_completion(text: bytes, letter: Letter | None = None) -> Replayable | None:
@@ -114,6 +160,7 @@ def of_completion(text: bytes, letter: Letter | None = None) -> Replayable | Non
         problem=problem,
         doubt=doubt,
         letter=letter,
+        origin=letter.origin if letter else None,
     )
 
 
@@ -147,7 +194,83 @@ def of_letter(letter: Letter, subscription: str) -> Replayable:
         attributes=kept,
         problem=problem,
         letter=letter,
+        origin=letter.origin,
     )
+
+
+def _values(text: str) -> Iterator[tuple[int, bytes | None]]:
+    """Give every JSON value, and where it begins, those of a list one by one; None, the last, for what is none."""
+    at = _after(_BLANK, text, 0)
+    while at < len(text):
+        try:
+            value, end = _SCANNER.raw_decode(text, at)
+        except json.JSONDecodeError as error:  # of a list it is an item that is broken
+            yield error.pos if text[at] == "[" else at, None
+            return
+        except RecursionError:
+            yield at, None
+            return
+        if isinstance(value, list):
+            at += 1
+            for _ in value:
+                at = _after(_BLANK + ",", text, at)
+                _, after = _SCANNER.raw_decode(text, at)
+                yield at, text[at:after].encode()
+                at = after
+        else:
+            yield at, text[at:end].encode()
+        at = _after(_BLANK, text, end)
+
+
+def _after(skipped: str, text: str, at: int) -> int:
+    while at < len(text) and text[at] in skipped:
+        at += 1
+    return at
+
+
+def _of_value(text: bytes | None, file: str) -> Replayable | None:
+    """Make what can be sent of one value of a file. Raises `ValueError` that says what it is not."""
+    if text is None:
+        raise ValueError("is not JSON")
+    try:
+        kind = msgspec.json.decode(text, type=_Kind)
+    except msgspec.DecodeError:
+        kind = _Kind()
+    if kind.type == events.EXPIRED:
+        return _of_expiry(text)
+    if kind.type == events.COMPLETED:
+        return of_completion(text)
+    if kind.type is None and kind.message is not None:
+        letter = _letter(text)
+        # Over HTTP a message is named by its id and its subscription, if not by attributes of its own.
+        return replace(of_letter(letter, letter.origin or file), letter=None)
+    raise ValueError("is no completion event, no expiry event and no Pub/Sub message")
+
+
+def _of_expiry(text: bytes) -> Replayable:
+    """Take a structured CloudEvent as it is."""
+    delivery = Delivery(headers={"content-type": STRUCTURED}, body=text)
+    found = envelope.read(delivery.as_read())
+    if found.field is not None:
+        raise ValueError(f"is no expiry event: {found.field} {found.problem}")
+    return Replayable(
+        key=json.dumps([found.source, found.id]),
+        about=f"{found.id}: an expiry event from {found.source}",
+        delivery=delivery,
+        data=text,
+        attributes={"Content-Type": STRUCTURED},
+    )
+
+
+def _letter(text: bytes) -> Letter:
+    try:
+        message = msgspec.json.decode(text, type=_Pulled).message
+        data = base64.b64decode(message.data.translate(_STANDARD), validate=True)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"is no Pub/Sub message: {error}") from None
+    except ValueError:
+        raise ValueError("is no Pub/Sub message: its data is not base64") from None
+    return Letter(message_id=message.message_id, data=data, attributes=message.attributes)
 
 
 def _expiry_data(data: _Data) -> bytes:

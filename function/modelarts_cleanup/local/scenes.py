@@ -14,7 +14,7 @@ from modelarts_cleanup.local.delivery import Delivery, binary
 from modelarts_cleanup.local.samples import Sample, SampleRefusal, Samples
 from modelarts_cleanup.local.simulator import Answer, Call, Reset, SimulatedCluster, VisibleFor
 from modelarts_cleanup.local.stage import REGION, Stage
-from modelarts_cleanup.model import Cluster, ClusterRef, Original, instant_text
+from modelarts_cleanup.model import Accepted, Cluster, ClusterRef, Original, instant_text
 
 DEMO_SOURCE: Final = "//modelarts-cleanup/demo"
 _LINGERING: Final = timedelta(seconds=0.5)
@@ -128,7 +128,7 @@ def _sent_long_ago(stage: Stage, sent: Delivery, simulated: SimulatedCluster) ->
     ref = ClusterRef(REGION, simulated.project_id, simulated.cluster_id)
     cluster = Cluster(ref=ref, type=simulated.type, name=simulated.name)
     ledger.delete_sent(claim, cluster, limit=1_000, now=at)
-    ledger.delete_accepted(claim, request_id=None, now=at)
+    ledger.delete_answered(claim, Accepted(request_id=None), now=at)
     ledger.release(event, holder="demo", now=at)
 
 

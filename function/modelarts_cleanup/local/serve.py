@@ -2,9 +2,11 @@
 
 import json
 import shlex
+import shutil
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,11 +22,13 @@ from modelarts_cleanup.local.function_process import FunctionProcess, LogLine, f
 from modelarts_cleanup.local.samples import samples
 from modelarts_cleanup.local.scenes import put
 from modelarts_cleanup.local.screen import CommandError, cell, screen, show, table, word, write_json
+from modelarts_cleanup.local.simulator import SimulatedCluster
 from modelarts_cleanup.local.stage import Stage
 from modelarts_cleanup.local.world import VisibleFor
 from modelarts_cleanup.model import instant_text
 
 PORT: Final = 8080
+_COMMAND: Final = "modelarts-cleanup"
 # Where there are no samples.
 _PROJECT: Final = "demo"
 _CLUSTERS: Final = ("ci-1", "ci-2", "test-1", "prod-1")
@@ -105,24 +109,33 @@ def _stopped_by_signal() -> Iterator[threading.Event]:
 
 
 class _World:
-    """What the simulated ModelArts holds: the clusters of the samples where there are some, and settings that fit."""
+    """
+    What the simulated ModelArts holds: the clusters of the samples where there are some, and settings that fit.
+
+    `free` are two clusters that no sample is about, and that may be deleted.
+    """
 
     def __init__(self, stage: Stage, folder: Path) -> None:
         self.folder = stage.folder
         self.sample: Path | None = None
         self.settings: Mapping[str, str] = {"ALLOWED_PROJECTS": _PROJECT, "ALLOWED_NAMES": "ci-*,test-*"}
+        names: Sequence[str] = _CLUSTERS
+        project = _PROJECT
+        placed: list[SimulatedCluster | None] = []
         if folder.is_dir():
             given = samples(str(folder.parent))
             self.settings = given.settings
             self.sample = folder / "expiry" / "deleted.json"
-            placed = [put(stage, sample) for sample in given.samples]
-            # Two samples may be about one cluster.
-            self.clusters = list({cluster.cluster_id: cluster for cluster in placed if cluster is not None}.values())
-        else:
-            self.clusters = [
-                stage.simulator.add_cluster(project_id=_PROJECT, name=name, cluster_id=f"cluster-{number}")
-                for number, name in enumerate(_CLUSTERS, 1)
-            ]
+            placed += [put(stage, sample) for sample in given.samples]
+            names = _CLUSTERS[:2]
+            project = self.settings["ALLOWED_PROJECTS"].partition(",")[0]
+        added = [
+            stage.simulator.add_cluster(project_id=project, name=name, cluster_id=f"cluster-{number}")
+            for number, name in enumerate(names, 1)
+        ]
+        self.free = added[:2]
+        # Two samples may be about one cluster.
+        self.clusters = list({one.cluster_id: one for one in [*placed, *added] if one is not None}.values())
 
 
 def _settings(stage: Stage, fitting: Mapping[str, str], changes: tuple[str, ...]) -> dict[str, str]:
@@ -157,15 +170,26 @@ def _show_start(shown: Console, url: str, given: Mapping[str, str], world: _Worl
 
 
 def _lines_to_copy(url: str, world: _World) -> Iterator[str]:
-    first = world.clusters[0]
-    an_hour_ago = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
-    asked = {"project_id": first.project_id, "cluster_id": first.cluster_id, "expires_at": instant_text(an_hour_ago)}
-    data = shlex.quote(json.dumps(asked))
+    """Give lines that can be run as they are, each about a cluster of its own: none of them supersedes another."""
+    an_hour_ago = instant_text(datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1))
+    echoed, curled = (
+        shlex.quote(json.dumps({"project_id": one.project_id, "cluster_id": one.cluster_id, "expires_at": an_hour_ago}))
+        for one in world.free
+    )
+    command = _command()
     there = "" if url.endswith(f":{PORT}/") else f" --url {url}"
     if world.sample:
-        yield f"modelarts-cleanup send {shlex.quote(str(world.sample))}{there}  # or any sample beside it"
-    yield f"echo {data} | modelarts-cleanup send -{there}"
+        yield f"{command} send {shlex.quote(str(world.sample))}{there}  # or any sample beside it"
+    yield f"echo {echoed} | {command} send -{there}"
     yield (
         f"curl -sS {url} -H 'ce-id: 1' -H 'ce-source: //me' -H 'ce-type: {events.EXPIRED}' "
-        f"-H 'ce-specversion: 1.0' -H 'content-type: application/json' -d {data}"
+        f"-H 'ce-specversion: 1.0' -H 'content-type: application/json' -d {curled}"
     )
+
+
+def _command() -> str:
+    """Name this command so that it is found where it was started."""
+    started = sys.argv[0]
+    if Path(started).name != _COMMAND or started == shutil.which(_COMMAND):
+        return _COMMAND
+    return shlex.quote(started)

@@ -1158,7 +1158,7 @@ def test_saved_dead_letters_go_back_to_the_topic_they_came_from(pubsub: Pubsub, 
     [
         ('{"a": \n\n', 2, "is not JSON"),
         ("x\n", 2, "is not JSON"),
-        ("[" * 200_000, 2, "is not JSON"),
+        ("[" * 200_000, 2, "is no JSON that is read: it is nested too deeply"),
         (b'\n"\xff"', 3, "is not UTF-8"),
         ("\n1", 3, "is no completion event, no expiry event and no Pub/Sub message"),
         (json.dumps({"type": "other", "message": {}}), 2, "is no completion event, no expiry event and no Pub/Sub"),

@@ -58,7 +58,6 @@ class _Data(msgspec.Struct, frozen=True):
 
 class _Completion(msgspec.Struct, frozen=True):
     id: str
-    type: str
     data: _Data
 
 
@@ -109,12 +108,11 @@ def of_file(content: bytes, file: str) -> list[Replayable]:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"line {line} of {file} is not UTF-8") from None
     found: dict[str, Replayable] = {}
-    for at, value in _values(text):
+    for at, value in _values(text, file):
         try:
             one = _of_value(value, PurePath(file).name)
         except ValueError as error:
-            line = text.count("\n", 0, at) + 1
-            raise ValueError(f"line {line} of {file} {error}") from None
+            raise _unreadable(text, at, file, str(error)) from None
         if one is not None:
             found.setdefault(one.key, one)
     return list(found.values())
@@ -125,14 +123,12 @@ def of_completion(text: bytes, letter: Letter | None = None) -> Replayable | Non
     Make the expiry event again that a completion event reports as `failed` or `rejected`.
 
     Its id is derived from the old one: the old one would only be answered with what was recorded for it. None for
-    another outcome. Raises `ValueError` if it is no completion event.
+    another outcome. Raises `ValueError` if it is none, for all its type.
     """
     try:
         given = msgspec.json.decode(text, type=_Completion)
     except msgspec.DecodeError:
         raise ValueError("is no completion event") from None
-    if given.type != events.COMPLETED:
-        raise ValueError("is no completion event")
     if given.data.outcome not in ("failed", "rejected"):
         return None
     cause = given.data.cause
@@ -168,7 +164,7 @@ def of_letter(letter: Letter, subscription: str) -> Replayable:
     """Take a message as it is; one of `failed` and `rejected` completion events is made an expiry event again."""
     problem = None
     if letter.attributes.get("ce-type") == events.COMPLETED:
-        attributes = {"id": letter.attributes.get("ce-id"), "type": events.COMPLETED}
+        attributes = {"id": letter.attributes.get("ce-id")}
         try:
             found = of_completion(json.dumps(attributes)[:-1].encode() + b',"data":' + letter.data + b"}", letter)
         except ValueError as error:
@@ -198,18 +194,22 @@ def of_letter(letter: Letter, subscription: str) -> Replayable:
     )
 
 
-def _values(text: str) -> Iterator[tuple[int, bytes | None]]:
-    """Give every JSON value, and where it begins, those of a list one by one; None, the last, for what is none."""
+def _unreadable(text: str, at: int, file: str, problem: str) -> ValueError:
+    line = text.count("\n", 0, at) + 1
+    return ValueError(f"line {line} of {file} {problem}")
+
+
+def _values(text: str, file: str) -> Iterator[tuple[int, bytes]]:
+    """Give every JSON value, and where it begins, those of a list one by one. Raises `ValueError`."""
     at = _after(_BLANK, text, 0)
     while at < len(text):
         try:
             value, end = _SCANNER.raw_decode(text, at)
-        except json.JSONDecodeError as error:  # of a list it is an item that is broken
-            yield error.pos if text[at] == "[" else at, None
-            return
+        except json.JSONDecodeError as error:
+            # Of a list it is one item that is broken.
+            raise _unreadable(text, error.pos if text[at] == "[" else at, file, "is not JSON") from None
         except RecursionError:
-            yield at, None
-            return
+            raise _unreadable(text, at, file, "is no JSON that is read: it is nested too deeply") from None
         if isinstance(value, list):
             at += 1
             for _ in value:
@@ -228,13 +228,11 @@ def _after(skipped: str, text: str, at: int) -> int:
     return at
 
 
-def _of_value(text: bytes | None, file: str) -> Replayable | None:
+def _of_value(text: bytes, file: str) -> Replayable | None:
     """Make what can be sent of one value of a file. Raises `ValueError` that says what it is not."""
-    if text is None:
-        raise ValueError("is not JSON")
     try:
         kind = msgspec.json.decode(text, type=_Kind)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         kind = _Kind()
     if kind.type == events.EXPIRED:
         return _of_expiry(text)

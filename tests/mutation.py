@@ -29,16 +29,12 @@ EQUIVALENT = {
     ): "a seventh digit is cut off again",
     (
         "modelarts_cleanup.signing.x__canonical_path",
-        'segments = "/".join(quote(unquote(segment), ) for segment in path.split("/"))',
+        "quoted = quote(unquote(path), )",
     ): "a slash is safe by default, and a tilde is never quoted",
     (
         "modelarts_cleanup.signing.x__canonical_path",
-        'segments = "/".join(quote(unquote(segment), safe="XX~/XX") for segment in path.split("/"))',
+        'quoted = quote(unquote(path), safe="XX~/XX")',
     ): "a letter is never quoted",
-    (
-        "modelarts_cleanup.signing.x__canonical_path",
-        'segments = "/".join(quote(unquote(segment), safe="~/") for segment in path.split("XX/XX"))',
-    ): "a slash is safe, so that the path as a whole is quoted as its segments are",
     (
         "modelarts_cleanup.signing.x__canonical_query",
         "return \"&\".join(f\"{quote(name, safe='XX~XX')}={quote(value, safe='~')}\" for name, value in sorted(query))",
@@ -57,7 +53,7 @@ EQUIVALENT = {
     ): "None is as false as False",
     (
         "modelarts_cleanup.events.x__told",
-        'told = {"members": [asdict(member) for member in members]} if members else {}',
+        'told = {"members": [msgspec.structs.asdict(member) for member in members]} if members else {}',
     ): "nothing was told before",
     (
         "modelarts_cleanup.events.x__told",

@@ -738,3 +738,12 @@ def test_the_id_of_what_judges_an_event_depends_on_its_identity_alone(
 def test_the_same_thing_told_again_is_told_byte_for_byte() -> None:
     first, again = (told(an_event(owner="x"), Deleted(detail="gone", cluster=CLUSTER)) for _ in range(2))
     assert first == again
+
+
+@pytest.mark.parametrize(
+    ("outcome", "closes"),
+    [("deleted", True), ("already_gone", True), ("skipped", False), ("failed", False), ("rejected", False)],
+)
+def test_only_a_cluster_that_is_gone_closes_its_expiry(outcome: str, closes: bool) -> None:  # noqa: FBT001
+    completion = CompletionEvent(id="i", source="s", subject=None, time="t", outcome=outcome, data="{}")
+    assert events.closes_expiry(completion) is closes

@@ -248,7 +248,7 @@ def in_order(cases: Sequence[Case], seed: int) -> list[Sending]:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of fault, and what it is good for; `lies` would have the function believe what is not so."""
+    """One kind of fault, and which calls it may meet; one that `needs_effect` would be a lie where there is none."""
 
     name: str
     make: Callable[[random.Random], Fault]
@@ -311,7 +311,7 @@ KINDS = (
 
 
 class Mishaps:
-    """Plans faults as requests come, each drawn by what it is the how manieth request for, whenever it comes."""
+    """Plans faults as requests come: whether the nth call for a cluster meets one depends on nothing but the seed."""
 
     def __init__(self, simulator: Simulator, options: Options, refused: set[str]) -> None:
         self.met: Counter[str] = Counter()
@@ -1060,7 +1060,7 @@ def _word(delivery: Delivery) -> str:
 def _role(delete: Request, sent: Sequence[Request]) -> str:
     if delete.effective:
         return "deleted the cluster"
-    if delete.status == 403 and delete.fault is None:
+    if delete.status == 403 and harmless(delete.fault):
         return "refused"
     if any(one.effective and one.at <= delete.at for one in sent):
         return "sent again after one whose answer was lost"

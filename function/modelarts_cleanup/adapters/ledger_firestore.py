@@ -6,7 +6,7 @@ that was read (https://cloud.google.com/firestore/docs/reference/rpc/google.fire
 loses reads again. Firestore's own transactions lock documents over two calls, which a killed function leaves locked.
 
 What this process read or wrote last it remembers, and saves the read where every document is written anyway: the
-demand checks the memory. A delivery so takes one read and a commit a step (see "How far it goes" in the README).
+demand checks the memory. A delivery so takes one read and a commit a step.
 
 Documents that are only read are not watched, and need not be: a batched read is one snapshot (its last `read_time`
 holds for all, says the same page), a rule that decides by an entry writes that entry or the cluster's, and whoever

@@ -30,6 +30,7 @@ from measured import (
     ratios,
     requests_to,
 )
+from own_work import own_work
 from rich.console import Console
 from rich.table import Table
 from served import Served
@@ -123,6 +124,9 @@ def lines(*, short: bool) -> Iterator[Line]:
     runs, events, many = (3, 40, 300) if short else (11, 300, 10_000)
     with folder() as place, google_parts.parts() as parts:
         yield from cold(runs, place, parts)
+        with modelarts() as endpoint:
+            own = Figure.of(own_work(endpoint, place, events))
+        yield Line("own work for an event, all but waiting for ModelArts", "embedded", own, "ms")
         for delay_ms in (0, 50) if short else (0, 50, 300):
             yield from warm(events if delay_ms < 300 else events // 3, place, delay_ms, parts)
         yield from weight(many, place, parts)

@@ -3,7 +3,6 @@ import io
 import json
 import logging
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ import modelarts_cleanup.app
 import pytest
 from fakes import REF, FakeClusters, FakeSink, MemoryStore, a_policy, an_event
 from flask.testing import FlaskClient
-from modelarts_cleanup import app, credentials, places, settings, world
+from modelarts_cleanup import app, credentials, settings
 from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore
 from modelarts_cleanup.adapters.modelarts import ModelArts
 from modelarts_cleanup.adapters.secrets import Secret
@@ -722,76 +721,6 @@ def test_the_clock_of_a_delivery_tells_present_and_time_left() -> None:
     assert timedelta(seconds=35) < clock.left() < timedelta(seconds=40)
     assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=5)
     assert clock.now().tzinfo is UTC
-
-
-# What a deployment is made of
-
-
-def read_settings(**changed: str) -> settings.Settings:
-    given = {
-        "MODELARTS_REGION": "cn-southwest-2",
-        "ALLOWED_PROJECTS": "p1",
-        "ALLOWED_NAMES": "ci-*",
-        "CREDENTIALS": "file:///none",
-        "COMPLETION_SINK": "https://example.com/",
-        "LEDGER": "sqlite:///none/ledger.db",
-        **changed,
-    }
-    return settings.read(given)
-
-
-def test_a_deployment_on_google_is_built_without_any_connection() -> None:
-    given = read_settings(
-        CREDENTIALS="secretmanager://projects/p-1/secrets/s",
-        COMPLETION_SINK="pubsub://projects/p-1/topics/topic",
-        LEDGER="firestore://projects/p-1/databases/d",
-    )
-    built = world.world(given)
-    assert built.policy == given.policy
-    assert type(built.sink).__name__ == "PubsubSink"
-    assert type(world.store(given.ledger)).__name__ == "FirestoreStore"
-
-
-def test_the_embedded_adapters_are_built_as_the_settings_say(tmp_path: Path) -> None:
-    assert isinstance(world.sink(places.FilePlace(str(tmp_path / "x"))), FileSink)
-    assert isinstance(world.sink(places.HttpPlace("https://example.com/")), HttpSink)
-    assert isinstance(world.store(places.SqlitePlace(str(tmp_path / "x"))), SqliteStore)
-    (tmp_path / "secret").write_text("text")
-    assert world.secret(places.FilePlace(str(tmp_path / "secret")), read=bytes.decode).get() == "text"
-
-
-IMPORTS = """
-import sys
-from modelarts_cleanup import app, settings, world
-
-def imported():
-    return [name for name in sys.modules if name.startswith(("google.", "grpc", "sqlite3", "standardwebhooks"))]
-
-start = imported()
-world.world(settings.read(dict(pair.split("=", 1) for pair in sys.argv[1:])))
-print(start, imported())
-"""
-
-
-def test_no_client_of_googles_is_imported_unless_a_setting_names_one() -> None:
-    given = [
-        *("MODELARTS_REGION=r", "ALLOWED_PROJECTS=p", "ALLOWED_NAMES=n", "CREDENTIALS=file:///none"),
-        *("COMPLETION_SINK=file:///none", "LEDGER=sqlite:///none"),
-    ]
-    found = subprocess.run(
-        [sys.executable, "-c", IMPORTS, *given],
-        env={"PYTHONPATH": str(FUNCTION)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.stderr == ""
-    assert "google.api" not in found.stdout
-    assert "grpc" not in found.stdout
-    start, _, built = found.stdout.partition("] [")
-    assert "sqlite3" not in start
-    assert "standardwebhooks" not in built
-    assert "sqlite3" in built
 
 
 def test_importing_does_nothing_and_needs_no_environment() -> None:

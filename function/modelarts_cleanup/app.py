@@ -2,17 +2,17 @@
 
 import json
 import os
-import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import flask
 
 from modelarts_cleanup import deadline, envelope, events, http_request, log, settings, world
 from modelarts_cleanup.ledger import Told
 from modelarts_cleanup.model import Expiry, Original, RetryLater
+from modelarts_cleanup.once import Once
 
 if TYPE_CHECKING:
     from standardwebhooks.webhooks import Webhook as StandardWebhook
@@ -26,31 +26,7 @@ LARGEST_WEBHOOK = 64 * 1024
 ORIGINAL_HEAD = 64 * 1024
 ORIGINAL_TYPE = 256
 
-_T = TypeVar("_T")
-
 Answer = tuple[str, int, dict[str, str]]
-
-
-class Once(Generic[_T]):
-    """A thing that is built when it is first needed, or the settings that prevent it."""
-
-    def __init__(self, build: Callable[[], _T]) -> None:
-        self._build = build
-        self._lock = threading.Lock()
-        self._built: tuple[_T] | settings.SettingsError | None = None
-
-    def get(self) -> _T:
-        """Give the thing. Raises `RetryLater` with `misconfigured` and all the problems, each time."""
-        with self._lock:
-            if self._built is None:
-                try:
-                    self._built = (self._build(),)
-                except settings.SettingsError as error:
-                    self._built = error
-            if isinstance(self._built, settings.SettingsError):
-                problems = self._built.problems
-                raise RetryLater("misconfigured", f"{len(problems)} settings cannot be used", problems=problems)
-            return self._built[0]
 
 
 class Cleanup:
@@ -150,6 +126,8 @@ def _refusal(detail: str) -> dict[str, object]:
 def _retry(error: Exception) -> RetryLater:
     if isinstance(error, RetryLater):
         return error
+    if isinstance(error, settings.SettingsError):
+        return RetryLater("misconfigured", f"{len(error.problems)} settings cannot be used", problems=error.problems)
     # A mistake of ours is named by its kind and place: its text could hold anything.
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return RetryLater("internal_error", f"{type(error).__name__} in {frame.name}, line {frame.lineno}")

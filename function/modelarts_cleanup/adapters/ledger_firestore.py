@@ -18,17 +18,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 import msgspec
+from google.api_core.exceptions import Aborted, AlreadyExists, FailedPrecondition, GoogleAPIError, NotFound
+from google.api_core.retry import Retry
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.firestore import Client, DocumentReference, DocumentSnapshot
 
 from modelarts_cleanup.adapters import google_errors
 from modelarts_cleanup.ledger import Entries, Entry
 from modelarts_cleanup.model import RetryLater
-
-if TYPE_CHECKING:
-    from google.cloud.firestore import Client, DocumentReference, DocumentSnapshot
 
 # Fixed: Terraform puts the TTL policy on the field `forget_at` of this collection.
 COLLECTION = "ledger"
@@ -79,9 +80,6 @@ class FirestoreStore:
         Raises `RetryLater` with `ledger_unavailable`. Then the entries may be written all the same: whatever
         comes next reads them, and goes on from there.
         """
-        from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415 - Google's, so only when needed
-        from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415 - Google's, so only when needed
-
         try:
             client = self._connected()
             until = time.monotonic() + self._seconds
@@ -96,7 +94,7 @@ class FirestoreStore:
             raise self._unavailable("holds a document that is no entry of a ledger") from None
 
     def _from_memory(
-        self, client: "Client", keys: Sequence[str], change: Callable[[Entries], _T], until: float
+        self, client: Client, keys: Sequence[str], change: Callable[[Entries], _T], until: float
     ) -> tuple[_T] | None:
         """
         Try without reading, by what this process last saw: the rule and the result are Firestore's to confirm.
@@ -114,7 +112,7 @@ class FirestoreStore:
             return (found,)
         return None
 
-    def _transacted(self, client: "Client", keys: Sequence[str], change: Callable[[Entries], _T], until: float) -> _T:
+    def _transacted(self, client: Client, keys: Sequence[str], change: Callable[[Entries], _T], until: float) -> _T:
         pause = FIRST_PAUSE
         while True:
             known = _read(client, keys, until)
@@ -130,16 +128,9 @@ class FirestoreStore:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _committed(
-        self, client: "Client", known: Mapping[str, Known], changed: Mapping[str, Entry], until: float
+        self, client: Client, known: Mapping[str, Known], changed: Mapping[str, Entry], until: float
     ) -> bool:
         """Write entries in one commit, unless one of their documents is no longer the one that is known."""
-        from google.api_core.exceptions import (  # noqa: PLC0415 - Google's, so only when needed
-            Aborted,
-            AlreadyExists,
-            FailedPrecondition,
-            NotFound,
-        )
-
         collection = client.collection(COLLECTION)
         batch = client.batch()
         for key, entry in changed.items():
@@ -177,10 +168,7 @@ class FirestoreStore:
             for key in keys:
                 self._remembered.pop(key, None)
 
-    def _connected(self) -> "Client":
-        # The generated client below this one would import no less: its package imports both.
-        from google.cloud.firestore import Client  # noqa: PLC0415 - Google's, so only when needed
-
+    def _connected(self) -> Client:
         with self._lock:
             if self._made is None:
                 self._made = Client(project=self._project, database=self._database)
@@ -197,10 +185,8 @@ def _changed(known: Mapping[str, Known], change: Callable[[Entries], _T]) -> tup
     return found, {key: entry for key, entry in entries.items() if entry is not None and entry != before[key]}
 
 
-def _read(client: "Client", keys: Sequence[str], until: float) -> dict[str, Known]:
+def _read(client: Client, keys: Sequence[str], until: float) -> dict[str, Known]:
     """Read documents by key, as they stood at one instant."""
-    from google.api_core.retry import Retry  # noqa: PLC0415 - Google's, so only when needed
-
     ids = {_document_id(key): key for key in keys}
     collection = client.collection(COLLECTION)
     left = _left(until)
@@ -209,7 +195,7 @@ def _read(client: "Client", keys: Sequence[str], until: float) -> dict[str, Know
     return {ids[document.id]: Known(_entry(document), document.update_time) for document in found}
 
 
-def _entry(document: "DocumentSnapshot[DocumentReference]") -> Entry | None:
+def _entry(document: DocumentSnapshot[DocumentReference]) -> Entry | None:
     if not document.exists:
         return None
     fields = msgspec.to_builtins(document.to_dict(), builtin_types=(datetime,), enc_hook=_plain)

@@ -2,18 +2,19 @@
 Reads one version of a secret from Google Secret Manager, and checks that it arrived undamaged.
 
 The call: https://cloud.google.com/secret-manager/docs/reference/rpc/google.cloud.secretmanager.v1. What Google's
-errors mean stands in one table, and nothing of an error's own text is passed on. Nothing of Google's is imported
-before the first secret is read.
+errors mean stands in one table, and nothing of an error's own text is passed on.
 """
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import google_crc32c
+from google.api_core.exceptions import GoogleAPIError
+from google.api_core.retry import Retry
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.secretmanager_v1.services.secret_manager_service import SecretManagerServiceClient
 
 from modelarts_cleanup.adapters import google_errors
-
-if TYPE_CHECKING:
-    from google.cloud.secretmanager_v1.services.secret_manager_service import SecretManagerServiceClient
 
 # One read, repetitions included; two reads fit well into the time of one delivery.
 SECONDS = 5.0
@@ -28,14 +29,6 @@ _WRONG = {
 }
 
 
-def _client() -> "SecretManagerServiceClient":
-    from google.cloud.secretmanager_v1.services.secret_manager_service import (  # noqa: PLC0415 - Google's, so only when needed
-        SecretManagerServiceClient,
-    )
-
-    return SecretManagerServiceClient()
-
-
 class SecretManager:
     """
     One version of a secret, by its full name `projects/P/secrets/S/versions/V`; safe to use from many threads.
@@ -47,7 +40,7 @@ class SecretManager:
         self,
         name: str,
         *,
-        client: "Callable[[], SecretManagerServiceClient]" = _client,
+        client: Callable[[], SecretManagerServiceClient] = SecretManagerServiceClient,
         seconds: float = SECONDS,
     ) -> None:
         self._name = name
@@ -62,9 +55,6 @@ class SecretManager:
 
         Raises `OSError` that says what is wrong, as the end of a sentence that begins with the secret's name.
         """
-        from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415 - Google's, so only when needed
-        from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415 - Google's, so only when needed
-
         try:
             for _ in range(READS):
                 payload = self._undamaged()
@@ -79,19 +69,16 @@ class SecretManager:
     def _undamaged(self) -> bytes | None:
         """Read once; None if the checksum is another. One that is absent is accepted."""
         # https://cloud.google.com/secret-manager/docs/data-integrity
-        from google.api_core.retry import Retry  # noqa: PLC0415 - Google's, so only when needed
-        from google_crc32c import value as crc32c  # noqa: PLC0415 - Google's, so only when needed
-
         answer = self._connected().access_secret_version(
             name=self._name,
             retry=Retry(initial=0.1, maximum=1.0, timeout=self._seconds),
             timeout=self._seconds,
         )
         payload = answer.payload
-        damaged = "data_crc32c" in payload and payload.data_crc32c != crc32c(payload.data)
+        damaged = "data_crc32c" in payload and payload.data_crc32c != google_crc32c.value(payload.data)
         return None if damaged else bytes(payload.data)
 
-    def _connected(self) -> "SecretManagerServiceClient":
+    def _connected(self) -> SecretManagerServiceClient:
         with self._lock:
             if self._made is None:
                 self._made = self._make()

@@ -33,7 +33,7 @@ class Secret(Generic[_T]):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
-        self._fetch = fetch
+        self.fetch = fetch
         self._read = read
         self._monotonic = monotonic
         self._lock = threading.Lock()
@@ -62,7 +62,7 @@ class Secret(Generic[_T]):
 
     def _fetched(self) -> _T:
         try:
-            value = self._read(self._fetch())
+            value = self._read(self.fetch())
         except (ValueError, OSError) as error:
             raise RetryLater("credentials_unavailable", f"the secret {self._name} {error}") from None
         self._kept = (self._monotonic(), value)

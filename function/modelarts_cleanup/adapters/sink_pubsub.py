@@ -3,21 +3,22 @@ Puts an event on a Pub/Sub topic: its data as the message's data, its attributes
 
 The binding: https://github.com/googleapis/google-cloudevents/blob/main/docs/spec/pubsub.md. The generated client
 publishes in one call that ends when the message is stored; the hand-written one on top of it would batch in a
-thread of its own, which nobody waits for. Nothing of Google's is imported before the first event is put.
+thread of its own, which nobody waits for.
 """
 
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+from google.api_core.exceptions import GoogleAPIError
+from google.api_core.retry import Retry
+from google.auth.exceptions import GoogleAuthError
+from google.pubsub_v1.services.publisher import PublisherClient
+from google.pubsub_v1.types import PubsubMessage
 
 from modelarts_cleanup.adapters import google_errors
 from modelarts_cleanup.adapters.sinks import SECONDS, EventSink
 from modelarts_cleanup.model import RetryLater
-
-if TYPE_CHECKING:
-    from google.pubsub_v1.services.publisher import PublisherClient
-    from google.pubsub_v1.types import PubsubMessage
 
 # https://cloud.google.com/pubsub/quotas#resource_limits; the emulator takes more.
 LARGEST_MESSAGE = 10_000_000
@@ -52,11 +53,6 @@ class PubsubSink(EventSink):
 
     def put(self, attributes: Mapping[str, str], data: str) -> None:
         """Publish an event and wait until it is stored; where that is not told, it may be stored all the same."""
-        from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415 - Google's, so only when needed
-        from google.api_core.retry import Retry  # noqa: PLC0415 - Google's, so only when needed
-        from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415 - Google's, so only when needed
-        from google.pubsub_v1.types import PubsubMessage  # noqa: PLC0415 - Google's, so only when needed
-
         # Unwrapped by a push, attributes become headers, so they are written as HTTP's binding wants
         # (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md#3132).
         written = {f"ce-{name}": quote(value, safe=_UNTOUCHED) for name, value in attributes.items()}
@@ -76,11 +72,7 @@ class PubsubSink(EventSink):
             wrong = f"cannot be published to: this process has no Google identity ({type(error).__name__})"
             raise self._unavailable(wrong) from None
 
-    def _connected(self) -> "PublisherClient":
-        from google.pubsub_v1.services.publisher import (  # noqa: PLC0415 - Google's, so only when needed
-            PublisherClient,
-        )
-
+    def _connected(self) -> PublisherClient:
         with self._lock:
             if self._made is None:
                 self._made = PublisherClient()
@@ -90,7 +82,7 @@ class PubsubSink(EventSink):
         return RetryLater("sink_unavailable", f"the topic {self._name} {wrong}")
 
 
-def _check(message: "PubsubMessage") -> None:
+def _check(message: PubsubMessage) -> None:
     """Raise `RetryLater` for what Pub/Sub would refuse, or keep waiting; no name here begins with its `goog`."""
     attributes = [(name, len(name.encode()), len(value.encode())) for name, value in message.attributes.items()]
     if len(attributes) > MOST_ATTRIBUTES:

@@ -37,7 +37,7 @@ from google.cloud.secretmanager_v1.types import AccessSecretVersionRequest, Acce
 from google.pubsub_v1 import PublisherClient, SubscriberClient
 from google.pubsub_v1.types import PubsubMessage, PullRequest, PushConfig, ReceivedMessage, Subscription
 from modelarts_cleanup.adapters.ledger_firestore import FirestoreStore
-from modelarts_cleanup.ledger import Entries, LimitEntry
+from modelarts_cleanup.entries import Entries, LimitEntry
 from served import free_port
 
 # Name, the variable that may say where its jar is, and where the jar is in Google's SDK.

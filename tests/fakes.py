@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from modelarts_cleanup.cleanup import Clock
+from modelarts_cleanup.entries import Entries, Entry
 from modelarts_cleanup.guard import Policy
-from modelarts_cleanup.ledger import Entries, Entry
 from modelarts_cleanup.model import (
     Absent,
     Accepted,

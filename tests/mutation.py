@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("guard", "expiry", "events", "signing")
+ROOMS = ("guard", "expiry", "events", "fields", "signing")
 
 # A change that no test can notice, by its function and the line that it makes, with the reason.
 EQUIVALENT = {

@@ -10,8 +10,9 @@ from fakes import NOW, REF, FakeClock, FakeClusters, FakeSink, MemoryStore, a_po
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelarts_cleanup.cleanup import World, cleanup
+from modelarts_cleanup.entries import ClusterEntry, LimitEntry
 from modelarts_cleanup.guard import Policy
-from modelarts_cleanup.ledger import ClusterEntry, Ledger, LimitEntry, Told
+from modelarts_cleanup.ledger import Ledger, Told
 from modelarts_cleanup.model import (
     Accepted,
     Cause,

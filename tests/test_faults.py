@@ -21,6 +21,7 @@ from modelarts_cleanup.adapters.secrets import Secret, file_bytes
 from modelarts_cleanup.adapters.sinks import HttpSink
 from modelarts_cleanup.cleanup import World, cleanup
 from modelarts_cleanup.deadline import DeliveryClock
+from modelarts_cleanup.entries import ClusterEntry, Entry, EventEntry
 from modelarts_cleanup.local.simulator import Answer, Call, Drop, Fault, Reset, Simulator, Slow
 from modelarts_cleanup.model import RetryLater
 from receiving import Received, http_sink
@@ -86,8 +87,8 @@ class Stage:
     def known(self) -> str:
         """Say what stands in the ledger of this expiry."""
         entries = [self._entry(f"{kind}:{name}") for kind, name in (("event", "e1"), ("cluster", fakes.REF.key))]
-        event = next((entry for entry in entries if isinstance(entry, ledger.EventEntry)), None)
-        cluster = next((entry for entry in entries if isinstance(entry, ledger.ClusterEntry)), None)
+        event = next((entry for entry in entries if isinstance(entry, EventEntry)), None)
+        cluster = next((entry for entry in entries if isinstance(entry, ClusterEntry)), None)
         assert cluster is None or cluster.lease is None, "the lease was not given back"
         if event and event.completion:
             return "recorded, published" if event.published else "recorded"
@@ -95,8 +96,8 @@ class Stage:
             return "DELETE accepted" if cluster.deletion.accepted else "DELETE sent"
         return "claimed" if event else "nothing"
 
-    def _entry(self, key: str) -> ledger.Entry | None:
-        found: ledger.Entry | None = self.store.transact([key], lambda entries: entries[key])
+    def _entry(self, key: str) -> Entry | None:
+        found: Entry | None = self.store.transact([key], lambda entries: entries[key])
         return found
 
 

@@ -9,19 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore
+from modelarts_cleanup.entries import ClusterEntry, Deletion, Entries, Entry, LimitEntry, Store
 from modelarts_cleanup.ledger import (
     KEPT,
     LEASE,
     LIMIT_WINDOW,
     PUBLISHING_LEASE,
     Claim,
-    ClusterEntry,
-    Deletion,
-    Entries,
-    Entry,
     Ledger,
-    LimitEntry,
-    Store,
     Superseded,
     Told,
     closes_expiry,

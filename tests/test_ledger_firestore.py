@@ -16,20 +16,8 @@ from fakes import NOW, FakeClock, FakeClusters, FakeSink, T, a_policy, an_event
 from google.cloud.firestore import Client, GeoPoint
 from modelarts_cleanup.adapters.ledger_firestore import REMEMBERED, FirestoreStore
 from modelarts_cleanup.cleanup import World, cleanup
-from modelarts_cleanup.ledger import (
-    KEPT,
-    LEASE,
-    Claim,
-    ClusterEntry,
-    Deletion,
-    Entries,
-    Entry,
-    EventEntry,
-    Ledger,
-    LimitEntry,
-    Store,
-    Told,
-)
+from modelarts_cleanup.entries import ClusterEntry, Deletion, Entries, Entry, EventEntry, LimitEntry, Store
+from modelarts_cleanup.ledger import KEPT, LEASE, Claim, Ledger, Told
 from modelarts_cleanup.model import (
     Accepted,
     Cluster,

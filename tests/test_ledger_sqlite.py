@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from fakes import an_event
 from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore
-from modelarts_cleanup.ledger import Claim, Entries, Entry, EventEntry, Ledger, LimitEntry
+from modelarts_cleanup.entries import Entries, Entry, EventEntry, LimitEntry
+from modelarts_cleanup.ledger import Claim, Ledger
 from modelarts_cleanup.model import RetryLater
 from served import FUNCTION
 
@@ -213,7 +214,7 @@ MANY = """
 import sys
 from datetime import UTC, datetime, timedelta
 from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore
-from modelarts_cleanup.ledger import LimitEntry
+from modelarts_cleanup.entries import LimitEntry
 
 store, now = SqliteStore(sys.argv[1]), datetime.now(UTC)
 
@@ -274,7 +275,7 @@ HALFWAY = """
 import sys, time
 from datetime import UTC, datetime, timedelta
 from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore
-from modelarts_cleanup.ledger import EventEntry, LimitEntry
+from modelarts_cleanup.entries import EventEntry, LimitEntry
 
 now = datetime.now(UTC)
 ahead = now + timedelta(days=1)
@@ -370,7 +371,7 @@ FULL = """
 import resource, sys
 from datetime import UTC, datetime, timedelta
 from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore
-from modelarts_cleanup.ledger import LimitEntry
+from modelarts_cleanup.entries import LimitEntry
 from modelarts_cleanup.model import RetryLater
 
 store, now = SqliteStore(sys.argv[1]), datetime.now(UTC)

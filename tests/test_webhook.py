@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from modelarts_cleanup import webhook
 from modelarts_cleanup.envelope import Request
-from modelarts_cleanup.events import EXPIRED, InvalidEventError
+from modelarts_cleanup.events import EXPIRED
+from modelarts_cleanup.fields import InvalidEventError
 from standardwebhooks.webhooks import Webhook
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - made up

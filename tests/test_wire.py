@@ -27,7 +27,7 @@ from fakes import FakeClock, FakeClusters, FakeSink, MemoryStore
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
-from modelarts_cleanup import envelope, events, model, settings, webhook
+from modelarts_cleanup import envelope, events, fields, model, settings, webhook
 from modelarts_cleanup.adapters.sinks import HttpSink
 from modelarts_cleanup.cleanup import Clock, World, cleanup
 from modelarts_cleanup.guard import Policy
@@ -234,7 +234,7 @@ def test_every_transport_brings_the_same_logical_expiry(path: Path) -> None:
 def test_data_and_events_are_bodies_of_a_webhook_as_they_are(path: Path) -> None:
     signed = request({"Webhook-Id": "msg_1", "Webhook-Timestamp": "1784109600"}, path.read_bytes())
     if path.name.startswith("rejected"):
-        with pytest.raises(events.InvalidEventError):
+        with pytest.raises(fields.InvalidEventError):
             webhook.expiry_event(signed)
         return
     attributes, data = webhook.expiry_event(signed)
@@ -439,7 +439,7 @@ def agreed(document: Mapping[str, Any]) -> set[str]:
     expiry: model.Expiry | None = None
     try:
         expiry = events.parse(document, region=REGION)
-    except events.InvalidEventError as error:
+    except fields.InvalidEventError as error:
         named = error.field
     assert named in refused if refused else named is None
     if expiry and "expires_at" in document:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import flask
 
-from modelarts_cleanup import deadline, envelope, events, http_request, log, settings, world
+from modelarts_cleanup import deadline, envelope, events, fields, http_request, log, settings, world
 from modelarts_cleanup.ledger import Told
 from modelarts_cleanup.model import Expiry, Original, RetryLater
 from modelarts_cleanup.once import Once
@@ -105,7 +105,7 @@ class Webhook:
             attributes, data = webhook.expiry_event(asked)
         except webhook.SignatureError as error:
             return 401, _refusal(str(error))
-        except events.InvalidEventError as error:
+        except fields.InvalidEventError as error:
             return 400, {**_refusal(str(error)), "field": error.field, "problem": error.problem}
         deadline.within(deadline.ANSWERING, partial(sink.put, attributes, data), clock)
         return 202, {"id": attributes["id"]}

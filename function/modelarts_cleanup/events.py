@@ -1,26 +1,25 @@
-"""The JSON of our events, in and out; the only room that knows it."""
+"""The JSON of our events, in and out; only this room knows it, and the fields it reads one by one."""
 
 import base64
 import json
 import re
 import uuid
-from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
-from typing import TypeVar, assert_never
+from collections.abc import Mapping
+from datetime import datetime
+from typing import assert_never
 
 import msgspec
 
-from modelarts_cleanup import expiry, strict_json
+from modelarts_cleanup import fields, strict_json
 from modelarts_cleanup.envelope import Envelope
+from modelarts_cleanup.fields import InvalidEventError
 from modelarts_cleanup.model import (
     CLUSTER_ID,
-    CLUSTER_TYPES,
     PROJECT_ID,
     REGION,
     AlreadyGone,
     Cause,
     ClusterRef,
-    ClusterType,
     CompletionEvent,
     Deleted,
     Event,
@@ -35,20 +34,9 @@ from modelarts_cleanup.model import (
 
 EXPIRED = "dev.modelarts-cleanup.cluster.expired.v1"
 COMPLETED = "dev.modelarts-cleanup.cleanup.completed.v1"
-LONGEST_TEXT = 1024
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, COMPLETED)
 _BASE64 = re.compile(rb"\s*[A-Za-z0-9+/]{8,}={0,2}\s*")
-_T = TypeVar("_T")
-
-
-class InvalidEventError(ValueError):
-    """The data of an event cannot be understood; `field` names what is wrong."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field} {problem}")
-        self.field = field
-        self.problem = problem
 
 
 def read(envelope: Envelope, *, key: str, region: str, original: Original) -> Event:
@@ -66,17 +54,17 @@ def read(envelope: Envelope, *, key: str, region: str, original: Original) -> Ev
             field=error.field,
             problem=error.problem,
             original=original,
-            region=_if_readable(_id, given, "region", REGION),
-            project_id=_if_readable(_id, given, "project_id", PROJECT_ID),
-            cluster_id=_if_readable(_id, given, "cluster_id", CLUSTER_ID),
+            region=fields.if_readable(fields.identifier, given, "region", REGION),
+            project_id=fields.if_readable(fields.identifier, given, "project_id", PROJECT_ID),
+            cluster_id=fields.if_readable(fields.identifier, given, "cluster_id", CLUSTER_ID),
         )
     cause = Cause(
         id=envelope.id,
         source=envelope.source,
         type=envelope.type,
         # An unreadable time is dropped, never replaced by "now": nothing is decided by it.
-        time=envelope.time if _if_readable(_instant, {"time": envelope.time}, "time") else None,
-        reason=_if_readable(_text, given, "reason"),
+        time=envelope.time if fields.if_readable(fields.instant, {"time": envelope.time}, "time") else None,
+        reason=fields.if_readable(fields.text, given, "reason"),
     )
     return Event(key=key, cause=cause, asks=asks)
 
@@ -105,16 +93,16 @@ def parse(given: Mapping[str, object], *, region: str) -> Expiry:
     """
     return Expiry(
         ref=ClusterRef(
-            region=_id(given, "region", REGION) if "region" in given else region,
-            project_id=_id(given, "project_id", PROJECT_ID),
-            cluster_id=_id(given, "cluster_id", CLUSTER_ID),
+            region=fields.identifier(given, "region", REGION) if "region" in given else region,
+            project_id=fields.identifier(given, "project_id", PROJECT_ID),
+            cluster_id=fields.identifier(given, "cluster_id", CLUSTER_ID),
         ),
-        type=_cluster_type(given) if "type" in given else None,
-        name=_text(given, "name", shortest=1) if "name" in given else None,
-        expires_at=_expires_at(given),
-        protected=_boolean(given, "protected") if "protected" in given else False,
-        owner=_text(given, "owner") if "owner" in given else None,
-        reason=_text(given, "reason") if "reason" in given else None,
+        type=fields.cluster_type(given) if "type" in given else None,
+        name=fields.text(given, "name", shortest=1) if "name" in given else None,
+        expires_at=fields.expires_at(given),
+        protected=fields.boolean(given, "protected") if "protected" in given else False,
+        owner=fields.text(given, "owner") if "owner" in given else None,
+        reason=fields.text(given, "reason") if "reason" in given else None,
     )
 
 
@@ -230,80 +218,3 @@ def _told(outcome: Outcome) -> tuple[str, str | None, str, dict[str, object]]:
             told |= {"field": field, "problem": problem, "original": kept}
             return "rejected", "invalid_event", f"{field} {problem}", told
     assert_never(outcome)
-
-
-def _id(given: Mapping[str, object], name: str, pattern: re.Pattern[str]) -> str:
-    text = _text(given, name, shortest=1)
-    if not pattern.fullmatch(text):
-        raise InvalidEventError(name, f"does not match {pattern.pattern} as a whole")
-    return text
-
-
-def _text(given: Mapping[str, object], name: str, shortest: int = 0) -> str:
-    value = _given(given, name)
-    if not isinstance(value, str):
-        raise InvalidEventError(name, "is not a text")
-    if not shortest <= len(value) <= LONGEST_TEXT:
-        raise InvalidEventError(name, f"is not {shortest} to {LONGEST_TEXT} characters long")
-    return value
-
-
-def _boolean(given: Mapping[str, object], name: str) -> bool:
-    value = _given(given, name)
-    if not isinstance(value, bool):
-        raise InvalidEventError(name, "is not true or false")
-    return value
-
-
-def _cluster_type(given: Mapping[str, object]) -> ClusterType:
-    value = _text(given, "type")
-    for known in CLUSTER_TYPES:
-        if value == known:
-            return known
-    raise InvalidEventError("type", f"is not one of {', '.join(CLUSTER_TYPES)}")
-
-
-def _expires_at(given: Mapping[str, object]) -> datetime:
-    told = _instant(given, "expires_at") if "expires_at" in given else None
-    created = _instant(given, "created_at") if "created_at" in given else None
-    ttl = _duration(given, "ttl") if "ttl" in given else None
-    if created is not None and ttl is not None:
-        try:
-            computed = created + ttl
-        except OverflowError:
-            raise InvalidEventError("created_at", "with ttl is a date that does not exist") from None
-        if told not in (None, computed):
-            raise InvalidEventError("expires_at", "is not created_at + ttl; only one of them can be right")
-        return computed
-    if told is not None:
-        return told
-    if created is None and ttl is None:
-        raise InvalidEventError("expires_at", "is missing, and so are created_at and ttl")
-    raise InvalidEventError("created_at" if created is None else "ttl", "is missing, and there is no expires_at")
-
-
-def _instant(given: Mapping[str, object], name: str) -> datetime:
-    try:
-        return expiry.instant(_text(given, name))
-    except expiry.UnreadableError as error:
-        raise InvalidEventError(name, str(error)) from None
-
-
-def _duration(given: Mapping[str, object], name: str) -> timedelta:
-    try:
-        return expiry.duration(_text(given, name))
-    except expiry.UnreadableError as error:
-        raise InvalidEventError(name, str(error)) from None
-
-
-def _given(given: Mapping[str, object], name: str) -> object:
-    if name not in given:
-        raise InvalidEventError(name, "is missing")
-    return given[name]
-
-
-def _if_readable(read: Callable[..., _T], given: Mapping[str, object], *arguments: object) -> _T | None:
-    try:
-        return read(given, *arguments)
-    except InvalidEventError:
-        return None

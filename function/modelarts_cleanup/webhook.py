@@ -69,7 +69,7 @@ def expiry_event(request: envelope.Request) -> tuple[dict[str, str], str]:
     Turn a verified request into an expiry event: attributes and data.
 
     The body is the data, or a structured CloudEvent around it; what names the event is what was
-    signed, the `webhook-id`. Raises `events.InvalidEventError` naming the field.
+    signed, the `webhook-id`. Raises `fields.InvalidEventError` naming the field.
     """
     found = envelope.Envelope(data=request.body)
     if _is_structured(request):

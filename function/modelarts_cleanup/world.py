@@ -15,7 +15,8 @@ from modelarts_cleanup.adapters.modelarts import ModelArts
 from modelarts_cleanup.adapters.secrets import Secret, file_bytes
 from modelarts_cleanup.adapters.sinks import EventSink, FileSink, HttpSink
 from modelarts_cleanup.cleanup import World
-from modelarts_cleanup.ledger import Entries, Ledger, Store
+from modelarts_cleanup.entries import Entries, Store
+from modelarts_cleanup.ledger import Ledger
 from modelarts_cleanup.once import Once
 from modelarts_cleanup.settings import Settings
 

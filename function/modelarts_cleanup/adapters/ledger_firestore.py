@@ -28,7 +28,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import Client, DocumentReference, DocumentSnapshot
 
 from modelarts_cleanup.adapters import google_errors
-from modelarts_cleanup.ledger import Entries, Entry
+from modelarts_cleanup.entries import Entries, Entry
 from modelarts_cleanup.model import RetryLater
 
 # Fixed: Terraform puts the TTL policy on the field `forget_at` of this collection.

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from modelarts_cleanup.ledger import Entries, Entry
+from modelarts_cleanup.entries import Entries, Entry
 from modelarts_cleanup.model import RetryLater, instant_text
 
 BUSY_SECONDS = 5.0

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from modelarts_cleanup import envelope, events
+from modelarts_cleanup import envelope, events, fields
 from modelarts_cleanup.local.delivery import STRUCTURED, Delivery, binary
 from modelarts_cleanup.local.pubsub import Letter
 
@@ -312,6 +312,6 @@ def _original_data(data: _Data, body: bytes) -> tuple[bytes, str | None]:
         found = envelope.read(Delivery(headers=headers, body=body).as_read())
     try:
         events.parse(events.data_object(found), region=data.cluster.region or "-")
-    except events.InvalidEventError as error:
+    except fields.InvalidEventError as error:
         return found.data or body, f"this version would reject it again: {error}"
     return found.data, None

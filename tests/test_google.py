@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +94,15 @@ class Case:
         return [line["reason"] or line["outcome"] for line in logged if line.get("cluster_id") == self.cluster_id]
 
     def entries(self) -> dict[str, dict[str, Any]]:
-        return {document.id: document.to_dict() or {} for document in self.ledger.stream()}
+        return {document.id: json.loads(document.get("entry")) for document in self.ledger.stream()}
 
     def two_minutes_pass(self) -> None:
         """Let the lease that a killed process left behind run out, without the wait."""
         document = self.ledger.document(f"cluster:cn-southwest-2:p1:{self.cluster_id}")
-        if document.get().get("lease"):
-            document.update({"lease.until": datetime(2026, 7, 1, tzinfo=UTC)})
+        entry = json.loads(document.get().get("entry"))
+        if entry["lease"]:
+            entry["lease"]["until"] = "2026-07-01T00:00:00Z"
+            document.update({"entry": json.dumps(entry)})
 
     def deletes(self) -> int:
         return self.simulator.count(Call.DELETE_CLUSTER, cluster_id=self.cluster_id)

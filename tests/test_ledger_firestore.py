@@ -1,4 +1,5 @@
 import itertools
+import json
 import random
 import socket
 import threading
@@ -27,6 +28,7 @@ from modelarts_cleanup.model import (
     Event,
     RetryLater,
     Skipped,
+    instant_text,
 )
 from served import free_port
 
@@ -80,19 +82,22 @@ def relay(firestore_emulator: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 # What a document looks like
 
 
-def test_a_document_shows_an_operator_its_fields_and_the_ttl_policy_a_timestamp(
+def test_a_document_shows_an_operator_the_entry_and_the_ttl_policy_a_timestamp(
     firestore_store: FirestoreStore, documents: Client
 ) -> None:
     put(firestore_store, KEY, ENTRY)
     (document,) = documents.collection("ledger").stream()
     assert document.id == KEY
-    assert document.to_dict() == {
+    fields = document.to_dict() or {}
+    assert fields.keys() == {"entry", "forget_at"}
+    assert json.loads(fields["entry"]) == {
         "kind": "cluster",
-        "forget_at": NOW + KEPT,
-        "latest_expiry": NOW.replace(microsecond=123456),
+        "forget_at": instant_text(NOW + KEPT),
+        "latest_expiry": instant_text(NOW.replace(microsecond=123456)),
         "lease": None,
         "deletion": None,
     }
+    assert fields["forget_at"] == NOW + KEPT
     assert isinstance(document.get("forget_at"), datetime)
 
 
@@ -130,7 +135,7 @@ def test_a_database_with_a_name_is_not_the_default_one(firestore_store: Firestor
     assert got(FirestoreStore(google_project, "ledger"), KEY) is None
 
 
-@pytest.mark.parametrize("foreign", [{}, {"kind": "cluster"}, {"kind": "event", "forget_at": GeoPoint(1, 2)}])
+@pytest.mark.parametrize("foreign", [{}, {"kind": "cluster"}, {"entry": 7}, {"entry": GeoPoint(1, 2)}, {"entry": "{}"}])
 def test_a_document_that_is_no_entry_is_left_alone(
     firestore_store: FirestoreStore, documents: Client, foreign: dict[str, object]
 ) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "function")]
 
 import google_parts
+import ledgers
+from cost import Rates, Taken, deliveries, per_thousand
 from measured import (
     BENCH,
     Figure,
@@ -30,10 +32,21 @@ from measured import (
     ratios,
     requests_to,
 )
+from modelarts_cleanup.adapters.ledger_firestore import FirestoreStore
+from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore
+from modelarts_cleanup.entries import Store
 from own_work import own_work
 from rich.console import Console
 from rich.table import Table
 from served import Served
+
+# As infra/function.tf has it.
+VCPUS, GIB, CONCURRENCY = 1.0, 0.5, 8
+DELETION_MINUTES = (0, 5, 15)
+
+# What the calls of one event take, with ModelArts and Google at the other end of real networks: an assumption.
+EVENT_SECONDS = 1.5
+CPU = "CPU of a worker for an event"
 
 PEER = BENCH / "peer" / "main.py"
 HELLO = BENCH / "hello" / "main.py"
@@ -100,7 +113,7 @@ def warm(events: int, place: Path, delay_ms: float, parts: google_parts.Parts | 
 
 
 def weight(events: int, place: Path, parts: google_parts.Parts | None) -> Iterator[Line]:
-    """Weigh a worker after its first event, and after many."""
+    """Weigh a worker after its first events, and after many."""
     with modelarts() as endpoint:
         variants = {"embedded": embedded(endpoint, place)}
         if parts:
@@ -117,9 +130,39 @@ def weight(events: int, place: Path, parts: google_parts.Parts | None) -> Iterat
             yield Line("peak", name, Figure.of([after.peak]), "MiB")
             yield Line("open files, before to after", name, Figure(after.files, before.files, after.files), "")
             yield Line("threads, before to after", name, Figure(after.threads, before.threads, after.threads), "")
+            cpu = (after.cpu_seconds - before.cpu_seconds) * 1000 / events
+            yield Line(CPU, name, Figure.of([cpu]), "ms")
 
 
-def lines(*, short: bool) -> Iterator[Line]:
+def ledger(expiries: int, place: Path, parts: google_parts.Parts | None) -> Iterator[Line]:
+    """Measure each step of the ledger, in SQLite and in Firestore."""
+    stores: dict[str, Store] = {"SQLite": SqliteStore(str(place / "steps.db"))}
+    if parts:
+        stores["Firestore"] = FirestoreStore(parts.project, "(default)")
+    for name, store in stores.items():
+        ledgers.timings(store, 5)
+        for step, took in ledgers.timings(store, expiries, first=5).items():
+            yield Line(f"ledger: {step}", name, Figure.of(took), "ms")
+
+
+def cost(found: list[Line], parts: google_parts.Parts, rates: Rates) -> Iterator[Line]:
+    """Put a price on 1,000 expiries, by what was measured."""
+    used = ledgers.charges(FirestoreStore(parts.project, "(default)"), number=-1)
+    yield Line("Firestore documents read for an expiry", "Firestore", Figure.of([used["reads"]]), "")
+    yield Line("Firestore documents written for an expiry", "Firestore", Figure.of([used["writes"]]), "")
+    yield Line("round trips to Firestore for an expiry", "Firestore", Figure.of([used["calls"]]), "")
+    cpu = next(line.figure.median for line in found if (line.what, line.variant) == (CPU, "Google parts")) / 1000
+    taken = Taken(cpu, used["reads"], used["writes"])
+    for minutes in DELETION_MINUTES:
+        came = deliveries(minutes * 60, EVENT_SECONDS)
+        alone, shared = (
+            per_thousand(taken, came, rates, vcpus=VCPUS, gib=GIB, at_once=at_once) for at_once in (1, CONCURRENCY)
+        )
+        what = f"1,000 expiries, deleted within {minutes} min: {came.count} deliveries, {came.busy_seconds:.0f} s each"
+        yield Line(what, f"{CONCURRENCY} at once, or alone", Figure(shared, shared, alone), "USD")
+
+
+def lines(*, short: bool, rates: Rates) -> Iterator[Line]:
     """Measure everything."""
     runs, events, many = (3, 40, 300) if short else (11, 300, 10_000)
     with folder() as place, google_parts.parts() as parts:
@@ -129,7 +172,11 @@ def lines(*, short: bool) -> Iterator[Line]:
         yield Line("own work for an event, all but waiting for ModelArts", "embedded", own, "ms")
         for delay_ms in (0, 50) if short else (0, 50, 300):
             yield from warm(events if delay_ms < 300 else events // 3, place, delay_ms, parts)
-        yield from weight(many, place, parts)
+        yield from ledger(events, place, parts)
+        weighed = list(weight(many, place, parts))
+        yield from weighed
+        if parts:
+            yield from cost(weighed, parts, rates)
 
 
 def main() -> None:
@@ -137,13 +184,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="a quick form, for a look")
     parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--rate", action="append", default=[], metavar="NAME=USD", help="another price than the list's")
     given = parser.parse_args()
     table = Table(
         "what", "variant", "median (spread)", "ratio", title=f"{platform.machine()}, Python {platform.python_version()}"
     )
     found: list[Line] = []
     console = Console()
-    for line in lines(short=given.short):
+    for line in lines(short=given.short, rates=Rates().changed(given.rate)):
         found.append(line)
         ratio = (
             f"{line.ratio.median:.2f} × {line.against} ({line.ratio.least:.2f}–{line.ratio.most:.2f})"

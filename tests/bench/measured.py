@@ -135,12 +135,13 @@ def load(url: str, *, parallel: int, events: int, bare: bool = False) -> tuple[l
 
 @dataclass(frozen=True)
 class Weight:
-    """What a worker holds: resident and peak memory in MiB, open files, threads."""
+    """What a worker holds: resident and peak memory in MiB, open files, threads; and the CPU time it has had."""
 
     resident: float
     peak: float
     files: int
     threads: int
+    cpu_seconds: float
 
     @classmethod
     def of(cls, served: Served) -> "Weight":
@@ -149,7 +150,14 @@ class Weight:
         worker = children[0] if children else psutil.Process(served.process.pid)
         status = Path(f"/proc/{worker.pid}/status").read_text()
         peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-        return cls(worker.memory_info().rss / 2**20, peak / 1024, worker.num_fds(), worker.num_threads())
+        used = worker.cpu_times()
+        return cls(
+            worker.memory_info().rss / 2**20,
+            peak / 1024,
+            worker.num_fds(),
+            worker.num_threads(),
+            used.user + used.system,
+        )
 
 
 @contextmanager

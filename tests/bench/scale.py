@@ -37,7 +37,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "function"))
 import emulators
 import pytest
 from google.cloud.firestore import Client
-from google.cloud.firestore_v1.base_query import FieldFilter
 from google.pubsub_v1 import PublisherClient, SubscriberClient
 from google.pubsub_v1.types import PubsubMessage, PullRequest, PushConfig, ReceivedMessage
 from modelarts_cleanup.adapters.ledger_firestore import COLLECTION, FirestoreStore
@@ -895,9 +894,11 @@ class Director:
         """Let the leases that a killed process left behind run out: whatever is held while nobody works is one."""
         self._processes.wait_until_idle()
         ledger = Client(project=self._scene.pubsub.project).collection(COLLECTION)
-        past = datetime(2026, 7, 1, tzinfo=UTC)
-        for document in ledger.where(filter=FieldFilter("lease.until", ">", past)).stream():
-            document.reference.update({"lease.until": past})
+        for document in ledger.stream():
+            entry = json.loads(document.get("entry"))
+            if entry.get("lease"):
+                entry["lease"]["until"] = "2026-07-01T00:00:00Z"
+                document.reference.update({"entry": json.dumps(entry)})
         self._processes.resume()
 
     def _stalled(self) -> NoReturn:

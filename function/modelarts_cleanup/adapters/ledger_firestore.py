@@ -1,6 +1,9 @@
 """
 Keeps the ledger's entries in one collection of a Firestore database, one document an entry.
 
+A document holds the entry as JSON in the field `entry`, which is a third less work than a field of Firestore's for
+each of its own, and the timestamp `forget_at` for the TTL policy.
+
 A transaction here is a batched read and one commit whose writes each demand that their document is still the one
 that was read (https://cloud.google.com/firestore/docs/reference/rpc/google.firestore.v1#precondition); whoever
 loses reads again. Firestore's own transactions lock documents over two calls, which a killed function leaves locked.
@@ -17,7 +20,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -90,7 +92,7 @@ class FirestoreStore:
         except GoogleAuthError as error:
             wrong = f"cannot be used: this process has no Google identity ({type(error).__name__})"
             raise self._unavailable(wrong) from None
-        except msgspec.ValidationError:
+        except msgspec.DecodeError:
             raise self._unavailable("holds a document that is no entry of a ledger") from None
 
     def _from_memory(
@@ -135,8 +137,7 @@ class FirestoreStore:
         batch = client.batch()
         for key, entry in changed.items():
             document = collection.document(_document_id(key))
-            # Instants stay what they are: an operator reads them, and the TTL policy wants a timestamp.
-            fields = msgspec.to_builtins(entry, builtin_types=(datetime,))
+            fields = {"entry": msgspec.json.encode(entry).decode(), "forget_at": entry.forget_at}
             if known[key].updated_at is None:
                 batch.create(document, fields)
             else:
@@ -198,16 +199,9 @@ def _read(client: Client, keys: Sequence[str], until: float) -> dict[str, Known]
 def _entry(document: DocumentSnapshot[DocumentReference]) -> Entry | None:
     if not document.exists:
         return None
-    fields = msgspec.to_builtins(document.to_dict(), builtin_types=(datetime,), enc_hook=_plain)
-    entry: Entry = msgspec.convert(fields, Entry)
+    text = (document.to_dict() or {}).get("entry")
+    entry: Entry = msgspec.json.decode(text if isinstance(text, str) else "", type=Entry)
     return entry
-
-
-def _plain(value: object) -> object:
-    # Firestore's instants are of a class of their own (they have nanoseconds), which is no instant to msgspec.
-    if isinstance(value, datetime):
-        return datetime.combine(value.date(), value.timetz())
-    return type(value).__name__  # what no entry has
 
 
 def _document_id(key: str) -> str:

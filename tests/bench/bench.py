@@ -64,6 +64,20 @@ class Line:
     against: str = ""
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    cold_starts: int
+    events: int
+    many: int
+    delays_ms: tuple[int, ...]
+
+
+WHOLE = Extent(cold_starts=11, events=300, many=10_000, delays_ms=(0, 50, 300))
+SHORT = Extent(cold_starts=3, events=40, many=300, delays_ms=(0, 50))
+
+
 def cold(runs: int, place: Path, parts: google_parts.Parts | None) -> Iterator[Line]:
     """Measure from the start of a process to the answer to its first event."""
     with modelarts() as endpoint:
@@ -89,7 +103,10 @@ def warm(events: int, place: Path, delay_ms: float, parts: google_parts.Parts | 
     """Measure events on a warm instance, one after another and in parallel."""
     with ExitStack() as stack:
         endpoint = stack.enter_context(modelarts(delay_ms))
-        served = {"embedded": stack.enter_context(Served(embedded(endpoint, place)))}
+        served = {}
+        if delay_ms == 0:
+            served["hello world"] = stack.enter_context(Served({}, source=HELLO))
+        served["embedded"] = stack.enter_context(Served(embedded(endpoint, place)))
         if parts:
             served["Google parts"] = stack.enter_context(Served(parts.settings(endpoint, place)))
             served["peer"] = stack.enter_context(Served(parts.peer(endpoint, place), source=PEER))
@@ -162,18 +179,17 @@ def cost(found: list[Line], parts: google_parts.Parts, rates: Rates) -> Iterator
         yield Line(what, f"{CONCURRENCY} at once, or alone", Figure(shared, shared, alone), "USD")
 
 
-def lines(*, short: bool, rates: Rates) -> Iterator[Line]:
+def lines(extent: Extent, rates: Rates) -> Iterator[Line]:
     """Measure everything."""
-    runs, events, many = (3, 40, 300) if short else (11, 300, 10_000)
     with folder() as place, google_parts.parts() as parts:
-        yield from cold(runs, place, parts)
+        yield from cold(extent.cold_starts, place, parts)
         with modelarts() as endpoint:
-            own = Figure.of(own_work(endpoint, place, events))
+            own = Figure.of(own_work(endpoint, place, extent.events))
         yield Line("own work for an event, all but waiting for ModelArts", "embedded", own, "ms")
-        for delay_ms in (0, 50) if short else (0, 50, 300):
-            yield from warm(events if delay_ms < 300 else events // 3, place, delay_ms, parts)
-        yield from ledger(events, place, parts)
-        weighed = list(weight(many, place, parts))
+        for delay_ms in extent.delays_ms:
+            yield from warm(extent.events if delay_ms < 300 else extent.events // 3, place, delay_ms, parts)
+        yield from ledger(extent.events, place, parts)
+        weighed = list(weight(extent.many, place, parts))
         yield from weighed
         if parts:
             yield from cost(weighed, parts, rates)
@@ -191,7 +207,7 @@ def main() -> None:
     )
     found: list[Line] = []
     console = Console()
-    for line in lines(short=given.short, rates=Rates().changed(given.rate)):
+    for line in lines(SHORT if given.short else WHOLE, Rates().changed(given.rate)):
         found.append(line)
         ratio = (
             f"{line.ratio.median:.2f} × {line.against} ({line.ratio.least:.2f}–{line.ratio.most:.2f})"

@@ -7,7 +7,7 @@ from typing import Any
 
 import requests
 from fakes import a_policy, an_event
-from measured import KEYS
+from measured import KEYS, PROJECTS
 from modelarts_cleanup import credentials, deadline
 from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore
 from modelarts_cleanup.adapters.modelarts import ModelArts
@@ -35,14 +35,14 @@ def own_work(endpoint: str, place: Path, events: int) -> list[float]:
     timed = _Timed()
     clusters._session.mount("http://", timed)  # noqa: SLF001 - the clock stands around what is waited for
     world = World(
-        policy=a_policy(deletions_per_hour=events + 1),
+        policy=a_policy(deletions_per_hour=events + 1, allowed_projects=tuple(PROJECTS)),
         clusters=clusters,
         ledger=Ledger(SqliteStore(str(place / "own.db"))),
         sink=FileSink(str(place / "own.jsonl")),
     )
     found: list[float] = []
     for number in range(events):
-        ref = ClusterRef("cn-southwest-2", "p1", f"own-{number}")
+        ref = ClusterRef("cn-southwest-2", PROJECTS[number % len(PROJECTS)], f"own-{number}")
         event = an_event(f"own-{number}", ref=ref, expires_at=datetime(2026, 7, 1, tzinfo=UTC))
         timed.waited, began = 0.0, time.perf_counter()
         deadline.told_within(deadline.ANSWERING, event, world, deadline.DeliveryClock())

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ import ledgers
 from cost import Deliveries, Rates, Taken, deliveries, per_thousand
 from measured import Weight, embedded, load, modelarts, requests_to
 from modelarts_cleanup.adapters.ledger_firestore import FirestoreStore
+from reach import Reach, looks, reach
 from served import Served
 
 pytest_plugins = ["emulators"]
 
 # A leak of some kilobytes an event would be above it; what a heap holds for later is not.
 MOST_GROWTH_MIB = 6
+TAKEN = Taken(cpu_seconds=0.1, reads=5, writes=11)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,8 @@ def test_an_expiry_takes_seven_round_trips_to_firestore_and_six_on_a_warm_instan
     cold, warm = (ledgers.charges(firestore_store, number=number) for number in (1, 2))
     assert cold == {"calls": 7, "reads": 5, "writes": 11}
     assert warm == {"calls": 6, "reads": 3, "writes": 11}
+    again = ledgers.charges_again(firestore_store, number=3)
+    assert again == {"calls": 3, "reads": TAKEN.further_reads, "writes": TAKEN.further_writes}
 
 
 def test_the_benchmark_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +95,10 @@ def test_an_expiry_comes_again_until_its_cluster_is_gone() -> None:
 
 def test_a_price_is_what_is_taken_times_the_rates() -> None:
     nothing = Rates(**dict.fromkeys(vars(Rates()), 0.0))
-    taken = Taken(cpu_seconds=0.1, reads=5, writes=11)
     came = Deliveries(count=2, busy_seconds=60)
 
     def price(*rates: str, at_once: float = 1) -> float:
-        return per_thousand(taken, came, nothing.changed(list(rates)), vcpus=1, gib=0.5, at_once=at_once)
+        return per_thousand(TAKEN, came, nothing.changed(list(rates)), vcpus=1, gib=0.5, at_once=at_once)
 
     assert price() == 0
     assert price("vcpu_second=1") == pytest.approx(60_000)
@@ -113,3 +117,25 @@ def test_a_price_is_what_is_taken_times_the_rates() -> None:
 def test_a_rate_that_does_not_exist_or_is_no_number_is_refused(rate: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         Rates().changed([rate])
+
+
+# Reach on paper
+
+
+def test_a_delivery_looks_eleven_times_in_half_a_minute() -> None:
+    # After 0, 0.25, 0.75, 1.75, 3.75, 7.75, 11.75, 15.75, 19.75, 23.75 and 27.75 s.
+    assert [looks(seconds) for seconds in (0, 0.2, 0.25, 8, 30)] == [1, 1, 2, 6, 11]
+
+
+def test_what_a_rate_asks_for_follows_from_what_one_expiry_takes() -> None:
+    # Gone at once: 1.5 s at work, four calls, eleven documents.
+    assert reach(60, 0, TAKEN) == Reach(
+        at_work=1.5, instances=1, deliveries=1.0, modelarts_calls=4.0, documents_written=11.0
+    )
+    # Gone after a minute: 51.5 s in two deliveries, the second of which looks once before it looks on.
+    found = reach(600, 60, TAKEN)
+    assert (found.at_work, found.instances, found.deliveries) == (515, 65, 20)
+    assert found.modelarts_calls == 10 * (3 + 11 + looks(18.5) + 1)
+    assert found.documents_written == 10 * 14
+    # An instance has one CPU, however little there is to wait for.
+    assert reach(60_000, 0, replace(TAKEN, cpu_seconds=0.5)).instances == 500

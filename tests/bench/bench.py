@@ -36,16 +36,15 @@ from modelarts_cleanup.adapters.ledger_firestore import FirestoreStore
 from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore
 from modelarts_cleanup.entries import Store
 from own_work import own_work
+from reach import CONCURRENCY, EVENT_SECONDS
 from rich.console import Console
 from rich.table import Table
 from served import Served
 
 # As infra/function.tf has it.
-VCPUS, GIB, CONCURRENCY = 1.0, 0.5, 8
+VCPUS, GIB = 1.0, 0.5
 DELETION_MINUTES = (0, 5, 15)
 
-# What the calls of one event take, with ModelArts and Google at the other end of real networks: an assumption.
-EVENT_SECONDS = 1.5
 CPU = "CPU of a worker for an event"
 
 PEER = BENCH / "peer" / "main.py"

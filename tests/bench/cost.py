@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-# What a delivery looks on until it gives the event back, and Pub/Sub's pauses before the next (infra/trigger.tf).
-LOOKING_SECONDS = 30.0
+from modelarts_cleanup.cleanup import LOOKING_FOR
+
+# Pub/Sub's pauses between deliveries (infra/trigger.tf).
 FIRST_PAUSE = 10.0
 LONGEST_PAUSE = 600.0
 KIB_PER_GIB = 1024**2
@@ -46,7 +47,7 @@ def deliveries(deletion_seconds: float, event_seconds: float) -> Deliveries:
     at, busy, count, pause = 0.0, 0.0, 0, FIRST_PAUSE
     while True:
         count += 1
-        looked = min(max(deletion_seconds - at, 0.0), LOOKING_SECONDS)
+        looked = min(max(deletion_seconds - at, 0.0), LOOKING_FOR.total_seconds())
         busy += event_seconds + looked
         at += event_seconds + looked
         if at >= deletion_seconds:

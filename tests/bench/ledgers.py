@@ -81,3 +81,15 @@ def charges(store: Store, *, number: int) -> Counter[str]:
     with charged() as counted:
         steps(store, number, took=lambda name, _ms: whole.update(counted) if name.startswith("published") else None)
     return whole
+
+
+def charges_again(store: Store, *, number: int) -> Counter[str]:
+    """Count what a further delivery reads and writes that finds the cluster still there, and gives the event back."""
+    ledger, now = Ledger(store), datetime.now(UTC)
+    event = an_event(f"ledger-{number}", ref=ClusterRef("cn-southwest-2", "p1", f"ledger-{number}"), expires_at=now)
+    ledger.claim(event, holder="first", now=now)
+    ledger.release(event, holder="first", now=now)
+    with charged() as counted:
+        ledger.claim(event, holder="second", now=now)
+        ledger.release(event, holder="second", now=now)
+    return counted

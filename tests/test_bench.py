@@ -71,7 +71,7 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.
     place = tmp_path / "places"
     place.mkdir()
     monkeypatch.setattr(bench, "SHORT", bench.Extent(cold_starts=1, events=4, many=10, delays_ms=(0,)))
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--short", "--json", str(tmp_path / "found.json")])
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--short", "--here", "--json", str(tmp_path / "found.json")])
     bench.main()
     found = json.loads((tmp_path / "found.json").read_text())
     assert {line["variant"] for line in found} >= {"hello world", "embedded", "SQLite"}

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import environments
 import pytest
 from modelarts_cleanup.local.simulator import Simulator
 from served import FUNCTION, Served, completions, settings
@@ -22,23 +23,10 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("deployed")
     source = folder / "function"
     shutil.copytree(FUNCTION, source, ignore=shutil.ignore_patterns("local", "__pycache__"))
-    environment = folder / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    python = environment / "bin" / "python"
-    install = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--require-hashes",
-        "-r",
-        str(source / "requirements.txt"),
-    ]
-    done = subprocess.run(install, check=False, capture_output=True, text=True)
-    if done.returncode and ("connection" in done.stderr.lower() or "resolution" in done.stderr.lower()):
-        pytest.skip("no package index to install the function's requirements from")
-    assert done.returncode == 0, done.stderr
+    try:
+        python = environments.make(folder / "venv", source / "requirements.txt")
+    except environments.NoIndexError as missing:
+        pytest.skip(str(missing))
     return source, python
 
 

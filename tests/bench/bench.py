@@ -1,11 +1,12 @@
 """
-Measures the function, beside a hello-world function and a peer: `python tests/bench/bench.py [--short] [--json FILE]`.
+Measures the function, beside a hello-world function and a peer: `python tests/bench/bench.py`.
 
 Every figure is a median of runs in turn on one machine, with its spread; what is claimed are ratios
 against a baseline of the same run.
 """
 
 import argparse
+import compileall
 import json
 import platform
 import sys
@@ -22,6 +23,7 @@ from cost import Rates, Taken, deliveries, per_thousand
 from measured import (
     BENCH,
     Figure,
+    Pythons,
     Weight,
     cold_start,
     embedded,
@@ -39,7 +41,7 @@ from own_work import own_work
 from reach import CONCURRENCY, EVENT_SECONDS
 from rich.console import Console
 from rich.table import Table
-from served import Served
+from served import FUNCTION, Served
 
 # As infra/function.tf has it.
 VCPUS, GIB = 1.0, 0.5
@@ -77,16 +79,18 @@ WHOLE = Extent(cold_starts=11, events=300, many=10_000, delays_ms=(0, 50, 300))
 SHORT = Extent(cold_starts=3, events=40, many=300, delays_ms=(0, 50))
 
 
-def cold(runs: int, place: Path, parts: google_parts.Parts | None) -> Iterator[Line]:
+def cold(runs: int, place: Path, parts: google_parts.Parts | None, pythons: Pythons) -> Iterator[Line]:
     """Measure from the start of a process to the answer to its first event."""
     with modelarts() as endpoint:
         variants: dict[str, Callable[[], float]] = {
-            "hello world": lambda: cold_start({}, source=HELLO),
-            "embedded": lambda: cold_start(embedded(endpoint, place)),
+            "hello world": lambda: cold_start({}, source=HELLO, python=pythons.ours),
+            "embedded": lambda: cold_start(embedded(endpoint, place), python=pythons.ours),
         }
         if parts:
-            variants["Google parts"] = lambda: cold_start(parts.settings(endpoint, place))
-            variants["peer"] = lambda: cold_start(parts.peer(endpoint, place), source=PEER, bare=True)
+            variants["Google parts"] = lambda: cold_start(parts.settings(endpoint, place), python=pythons.ours)
+            variants["peer"] = lambda: cold_start(
+                parts.peer(endpoint, place), source=PEER, python=pythons.peer, bare=True
+            )
         values = paired(runs, variants)
     against = ratios(values, "hello world")
     for name, found in values.items():
@@ -98,17 +102,19 @@ def cold(runs: int, place: Path, parts: google_parts.Parts | None) -> Iterator[L
         )
 
 
-def warm(events: int, place: Path, delay_ms: float, parts: google_parts.Parts | None) -> Iterator[Line]:
+def warm(
+    events: int, place: Path, delay_ms: float, parts: google_parts.Parts | None, pythons: Pythons
+) -> Iterator[Line]:
     """Measure events on a warm instance, one after another and in parallel."""
     with ExitStack() as stack:
         endpoint = stack.enter_context(modelarts(delay_ms))
         served = {}
         if delay_ms == 0:
-            served["hello world"] = stack.enter_context(Served({}, source=HELLO))
-        served["embedded"] = stack.enter_context(Served(embedded(endpoint, place)))
+            served["hello world"] = stack.enter_context(Served({}, source=HELLO, python=pythons.ours))
+        served["embedded"] = stack.enter_context(Served(embedded(endpoint, place), python=pythons.ours))
         if parts:
-            served["Google parts"] = stack.enter_context(Served(parts.settings(endpoint, place)))
-            served["peer"] = stack.enter_context(Served(parts.peer(endpoint, place), source=PEER))
+            served["Google parts"] = stack.enter_context(Served(parts.settings(endpoint, place), python=pythons.ours))
+            served["peer"] = stack.enter_context(Served(parts.peer(endpoint, place), source=PEER, python=pythons.peer))
         for one in served.values():
             load(one.url, parallel=1, events=20, bare=one is served.get("peer"))
         for parallel in (1, 8, 32):
@@ -128,14 +134,14 @@ def warm(events: int, place: Path, delay_ms: float, parts: google_parts.Parts | 
                 yield Line(f"{title}: events a second", name, Figure(rate, rate, rate), "/s")
 
 
-def weight(events: int, place: Path, parts: google_parts.Parts | None) -> Iterator[Line]:
+def weight(events: int, place: Path, parts: google_parts.Parts | None, pythons: Pythons) -> Iterator[Line]:
     """Weigh a worker after its first events, and after many."""
     with modelarts() as endpoint:
         variants = {"embedded": embedded(endpoint, place)}
         if parts:
             variants["Google parts"] = parts.settings(endpoint, place)
         for name, environment in variants.items():
-            with Served(environment) as served:
+            with Served(environment, python=pythons.ours) as served:
                 load(served.url, parallel=8, events=100)
                 before = Weight.of(served)
                 load(served.url, parallel=8, events=events)
@@ -178,17 +184,19 @@ def cost(found: list[Line], parts: google_parts.Parts, rates: Rates) -> Iterator
         yield Line(what, f"{CONCURRENCY} at once, or alone", Figure(shared, shared, alone), "USD")
 
 
-def lines(extent: Extent, rates: Rates) -> Iterator[Line]:
+def lines(extent: Extent, rates: Rates, *, here: bool) -> Iterator[Line]:
     """Measure everything."""
     with folder() as place, google_parts.parts() as parts:
-        yield from cold(extent.cold_starts, place, parts)
+        compileall.compile_dir(FUNCTION, quiet=1)  # as the platform's build does
+        pythons = Pythons() if here else Pythons.deployed(place)
+        yield from cold(extent.cold_starts, place, parts, pythons)
         with modelarts() as endpoint:
             own = Figure.of(own_work(endpoint, place, extent.events))
         yield Line("own work for an event, all but waiting for ModelArts", "embedded", own, "ms")
         for delay_ms in extent.delays_ms:
-            yield from warm(extent.events if delay_ms < 300 else extent.events // 3, place, delay_ms, parts)
+            yield from warm(extent.events if delay_ms < 300 else extent.events // 3, place, delay_ms, parts, pythons)
         yield from ledger(extent.events, place, parts)
-        weighed = list(weight(extent.many, place, parts))
+        weighed = list(weight(extent.many, place, parts, pythons))
         yield from weighed
         if parts:
             yield from cost(weighed, parts, rates)
@@ -198,6 +206,7 @@ def main() -> None:
     """Measure, show and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="a quick form, for a look")
+    parser.add_argument("--here", action="store_true", help="in this environment, which holds more than is deployed")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--rate", action="append", default=[], metavar="NAME=USD", help="another price than the list's")
     given = parser.parse_args()
@@ -206,7 +215,7 @@ def main() -> None:
     )
     found: list[Line] = []
     console = Console()
-    for line in lines(SHORT if given.short else WHOLE, Rates().changed(given.rate)):
+    for line in lines(SHORT if given.short else WHOLE, Rates().changed(given.rate), here=given.here):
         found.append(line)
         ratio = (
             f"{line.ratio.median:.2f} × {line.against} ({line.ratio.least:.2f}–{line.ratio.most:.2f})"

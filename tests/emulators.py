@@ -19,11 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
+import google_crc32c
 import grpc
 import pytest
 import requests
@@ -33,7 +34,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from google.api_core.exceptions import DeadlineExceeded
-from google.cloud.secretmanager_v1.types import AccessSecretVersionRequest, AccessSecretVersionResponse
+from google.cloud.secretmanager_v1.types import AccessSecretVersionRequest, AccessSecretVersionResponse, SecretPayload
 from google.pubsub_v1 import PublisherClient, SubscriberClient
 from google.pubsub_v1.types import PubsubMessage, PullRequest, PushConfig, ReceivedMessage, Subscription
 from modelarts_cleanup.adapters.ledger_firestore import FirestoreStore
@@ -210,7 +211,9 @@ class Pubsub:
         while len(pulled) < count and (left := until - time.monotonic()) > 0:
             request = PullRequest(subscription=subscription, max_messages=count - len(pulled))
             with suppress(DeadlineExceeded):
-                pulled += self._subscriber.pull(request, retry=None, timeout=left).received_messages
+                pulled += (found := self._subscriber.pull(request, retry=None, timeout=left).received_messages)
+                if not found:  # the emulator waits for nothing
+                    time.sleep(0.02)
         if pulled:
             ids = [message.ack_id for message in pulled]
             self._subscriber.acknowledge(subscription=subscription, ack_ids=ids, timeout=10)
@@ -222,16 +225,23 @@ class Mishap:
     """
     What happens to a call on its way: an error instead of the answer, or no answer for as long as anyone waits.
 
-    A `passing` one passes. `after_effect` the call is passed on, once `first` has ended, and before `then`.
+    It happens to one call, or while it is `lasting` to each, that names what it is `about`. A `passing` one passes.
+    `passing` or `after_effect` the call is passed on, once `first` has ended, and before `then`.
     """
 
     method: str
     code: grpc.StatusCode | None
+    about: str = ""
+    lasting: bool = False
     after_effect: bool = False
     reason: str | None = None
     passing: bool = False
     first: Callable[[], object] = lambda: None
     then: Callable[[], object] = lambda: None
+
+    def meets(self, method: str, request: bytes) -> bool:
+        """Tell whether such a call is meant; a method of "" is any."""
+        return self.method in ("", method) and self.about.encode() in request
 
 
 class Relay:
@@ -239,40 +249,49 @@ class Relay:
 
     def __init__(self, target: str) -> None:
         self._target = target
+        self._lock = threading.Lock()
         self._mishaps: list[Mishap] = []
-        self._closing = threading.Event()
         self.calls: list[str] = []
         self.ends: list[tuple[str, grpc.StatusCode]] = []
 
     def __enter__(self) -> Self:
         self._channel = grpc.insecure_channel(self._target)
-        self._server = grpc.server(ThreadPoolExecutor(8))
+        self._server = grpc.server(ThreadPoolExecutor(64))  # a call that gets no answer holds one of them
         self._server.add_generic_rpc_handlers((_Passing(self._passed),))
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closing.set()
         self._server.stop(grace=None).wait()
         self._channel.close()
 
     def plan(self, method: str, code: grpc.StatusCode | None, **more: Any) -> None:
         """Let the next call of a method, by its short name, meet a mishap; with `code` None it gets no answer."""
-        self._mishaps.append(Mishap(method, code, **more))
+        with self._lock:
+            self._mishaps.append(Mishap(method, code, **more))
+
+    def heal(self, about: str) -> None:
+        """Forget the mishaps that are planned for what is `about` this."""
+        with self._lock:
+            self._mishaps = [planned for planned in self._mishaps if planned.about != about]
+
+    def _met(self, method: str, request: bytes) -> Mishap:
+        with self._lock:
+            for planned in self._mishaps:
+                if planned.meets(method, request):
+                    if not planned.lasting:
+                        self._mishaps.remove(planned)
+                    return planned
+        return Mishap(method, None, passing=True)
 
     def _passed(self, path: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         method = path.rpartition("/")[2]
         self.calls.append(method)
-        mishap = next((planned for planned in self._mishaps if planned.method == method), None)
-        if mishap:
-            self._mishaps.remove(mishap)
-        if mishap and mishap.passing:
-            mishap = None
+        mishap = self._met(method, request)
         answers: list[bytes] = []
-        if mishap is None or mishap.after_effect:
-            if mishap:
-                mishap.first()
+        if mishap.passing or mishap.after_effect:
+            mishap.first()
             given = context.invocation_metadata()
             sent = tuple((name, value) for name, value in given if name.startswith(("x-", "google-")))
             # A call with one answer is, on the wire, a stream of one.
@@ -281,13 +300,14 @@ class Relay:
                 answers = list(call(request, metadata=sent, timeout=10))
             except grpc.RpcError as error:
                 self.ends.append((method, error.code()))
+                mishap.then()
                 context.abort(error.code(), error.details() or "")
             self.ends.append((method, grpc.StatusCode.OK))
-        if mishap:
-            mishap.then()
+        mishap.then()
+        if not mishap.passing:
             if mishap.code is None:
-                self._closing.wait()
-            _abort(context, mishap.code or grpc.StatusCode.CANCELLED, mishap.reason)
+                wait_until_given_up(context)
+            refuse(context, mishap.code or grpc.StatusCode.CANCELLED, mishap.reason)
         yield from answers
 
 
@@ -299,7 +319,15 @@ class _Passing(grpc.GenericRpcHandler):
         return grpc.unary_stream_rpc_method_handler(partial(self._passed, details.method))
 
 
-def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str | None) -> None:
+def wait_until_given_up(context: grpc.ServicerContext) -> None:
+    """Give no answer for as long as whoever called waits for it."""
+    given_up = threading.Event()
+    if context.add_callback(given_up.set):
+        given_up.wait()
+
+
+def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str | None = None) -> NoReturn:
+    """Answer a call with an error; its text is nothing that may be passed on."""
     message = "as planned: the secret is hunter2"
     if reason:  # https://google.aip.dev/193#errorinfo
         # They ship no types.
@@ -310,6 +338,9 @@ def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str | N
     context.abort(code, message)
 
 
+Accessing = Callable[[AccessSecretVersionRequest, grpc.ServicerContext], AccessSecretVersionResponse]
+
+
 @dataclass
 class SecretManagerServer:
     """
@@ -318,14 +349,14 @@ class SecretManagerServer:
     `answer` is called for every access with the request and the call's context; `asked` are the names asked for.
     """
 
-    answer: Callable[[AccessSecretVersionRequest, grpc.ServicerContext], AccessSecretVersionResponse]
+    answer: Accessing
     credentials: grpc.ServerCredentials | None = None
     asked: list[str] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
     port: int = 0
 
     def __enter__(self) -> Self:
-        self._server = grpc.server(ThreadPoolExecutor(4))
+        self._server = grpc.server(ThreadPoolExecutor(32))
         # The package brings no servicer, but its types serialize themselves.
         access = grpc.unary_unary_rpc_method_handler(
             self._access,
@@ -384,6 +415,15 @@ class ConnectProxy:
         self._server.server_close()
 
 
+@dataclass(frozen=True)
+class SecretManagerOfGoogle:
+    """A Secret Manager, the way to it, and the environment in which a client takes that way."""
+
+    server: SecretManagerServer
+    proxy: ConnectProxy
+    environment: Mapping[str, str]
+
+
 def _pour(source: socket.socket, target: socket.socket) -> None:
     with suppress(OSError):
         while some := source.recv(65536):
@@ -391,6 +431,30 @@ def _pour(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
+@contextmanager
+def secret_manager(answer: Accessing, *, directory: Path) -> Iterator[SecretManagerOfGoogle]:
+    """Serve a Secret Manager over TLS, where whoever wants Google's gets to it."""
+    # The client has no setting for another address; what it does honour, as gRPC does, is a proxy and a set of roots.
+    key, chain = certificate("secretmanager.googleapis.com")
+    (directory / "roots.pem").write_bytes(chain)
+    server = SecretManagerServer(answer, credentials=grpc.ssl_server_credentials([(key, chain)]))
+    with server, ConnectProxy(server.port) as proxy:
+        environment = {
+            "GOOGLE_APPLICATION_CREDENTIALS": str(service_account_file(directory / "run.json", "p1")),
+            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(directory / "roots.pem"),
+            "grpc_proxy": proxy.url,
+            "no_grpc_proxy": "127.0.0.1",
+        }
+        yield SecretManagerOfGoogle(server, proxy, environment)
+
+
+def secret_version(data: bytes, *, damaged: bool = False) -> AccessSecretVersionResponse:
+    """Give what Secret Manager answers for a version that holds some bytes."""
+    checksum = google_crc32c.value(data) ^ damaged
+    return AccessSecretVersionResponse(payload=SecretPayload(data=data, data_crc32c=checksum))
+
+
+@cache  # a process reads its set of roots once, so that one certificate has to do
 def certificate(host: str) -> tuple[bytes, bytes]:
     """Make a key, and a certificate for a host that vouches for itself, in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())

@@ -9,10 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import emulators
-import google_crc32c
-import grpc
 import pytest
-from google.cloud.secretmanager_v1.types import AccessSecretVersionResponse, SecretPayload
 from measured import KEYS, embedded
 from modelarts_cleanup.adapters.ledger_firestore import FirestoreStore
 
@@ -62,24 +59,9 @@ def parts() -> Iterator[Parts | None]:
         emulators.warm_up(FirestoreStore(emulators.new_project(), "(default)", seconds=30))
         project = emulators.new_project()
         emulators.Pubsub(project).topic("completions")
-        key, chain = emulators.certificate("secretmanager.googleapis.com")
-        (place / "roots.pem").write_bytes(chain)
-        payload = SecretPayload(data=KEYS.encode(), data_crc32c=google_crc32c.value(KEYS.encode()))
-        manager = stack.enter_context(
-            emulators.SecretManagerServer(
-                lambda _request, _context: AccessSecretVersionResponse(payload=payload),
-                credentials=grpc.ssl_server_credentials([(key, chain)]),
-            ),
-        )
-        proxy = stack.enter_context(emulators.ConnectProxy(manager.port))
+        answer = emulators.secret_version(KEYS.encode())
+        manager = stack.enter_context(emulators.secret_manager(lambda _request, _context: answer, directory=place))
         yield Parts(
             project,
-            {
-                "PUBSUB_EMULATOR_HOST": pubsub,
-                "FIRESTORE_EMULATOR_HOST": firestore,
-                "GOOGLE_APPLICATION_CREDENTIALS": str(emulators.service_account_file(place / "run.json", project)),
-                "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(place / "roots.pem"),
-                "grpc_proxy": proxy.url,
-                "no_grpc_proxy": "127.0.0.1",
-            },
+            {"PUBSUB_EMULATOR_HOST": pubsub, "FIRESTORE_EMULATOR_HOST": firestore, **manager.environment},
         )

@@ -54,8 +54,9 @@ class Served:
         source: Path = FUNCTION / "main.py",
         python: str = sys.executable,
         log: Path | None = None,
+        port: int | None = None,
     ) -> None:
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         self._out = log.open("wb") if log else subprocess.DEVNULL

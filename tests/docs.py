@@ -1,12 +1,18 @@
 """Writes the blocks of the README that are made from code: `python tests/docs.py`."""
 
 import re
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+import test_crash_google
+import test_faults
+import test_faults_google
 from test_crash import STEPS
-from test_faults import ROWS, Row
 
+# What a killed process answers, and what it leaves.
+KILLED = "none; 503 `in_progress` while its lease lives | as far as it came"
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -18,32 +24,51 @@ def block(text: str, name: str) -> str:
 
 
 def fault_table() -> str:
-    """Show the rows of the fault table, those together that end alike."""
+    """Show the rows of the fault table, and where processes are killed."""
+    killed = "; ".join([*(step[0] for step in STEPS), "while it publishes, before or after it is stored"])
+    kill = f"| `kill -9` | {killed} | {KILLED} | 1 | `deleted` |"
+    return _table(["DELETEs"], test_faults.ROWS, [kill])
 
-    def ends(row: Row) -> tuple[str, ...]:
+
+def google_fault_table() -> str:
+    """Show the same of the rows with Google's parts."""
+
+    def counts(one: test_crash_google.Killed) -> tuple[int, int]:
+        return one.deletes, one.told
+
+    kills = [
+        f"| `kill -9` | {'; '.join(one.name for one in same)} | {KILLED} | {deletes} | {test_faults_google.told(told)} "
+        "| `deleted` |"
+        for (deletes, told), same in groupby(sorted(test_crash_google.KILLED, key=counts), key=counts)
+    ]
+    return _table(["DELETEs", "completion events"], test_faults_google.ROWS, kills)
+
+
+def _table(counted: Sequence[str], rows: Sequence[test_faults.Row[Any]], more: Iterable[str]) -> str:
+    """Show rows, those together that end alike."""
+
+    def ends(row: test_faults.Row[Any]) -> tuple[str, ...]:
         step, _fault, *rest = row.cells
         return step, *rest
 
-    lines = [
-        "| step | fault | answer | stands in the ledger | DELETEs | ends as |",
-        "|---|---|---|---|---|---|",
-    ]
-    steps = list(dict.fromkeys(row.step for row in ROWS))
-    for (step, *rest), rows in groupby(sorted(ROWS, key=lambda row: (steps.index(row.step), ends(row))), key=ends):
-        faults = "; ".join(row.fault for row in rows)
+    columns = ["step", "fault", "answer", "stands in the ledger", *counted, "ends as"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    steps = list(dict.fromkeys(row.step for row in rows))
+    for (step, *rest), same in groupby(sorted(rows, key=lambda row: (steps.index(row.step), ends(row))), key=ends):
+        faults = "; ".join(row.fault for row in same)
         lines.append(f"| {step} | {faults} | {' | '.join(rest)} |")
-    killed = "; ".join([*(step[0] for step in STEPS), "while it publishes, before or after it is stored"])
-    lines.append(
-        f"| `kill -9` | {killed} | none; 503 `in_progress` while its lease lives | as far as it came | 1 | `deleted` |"
-    )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *more]) + "\n"
+
+
+MADE = {"faults": fault_table, "faults-google": google_fault_table}
 
 
 def written(text: str) -> str:
     """Give the README with its made blocks made afresh."""
-    return text.replace(block(text, "faults"), "", 1).replace(
-        "<!-- faults -->\n", f"<!-- faults -->\n{fault_table()}", 1
-    )
+    for name, make in MADE.items():
+        opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        text = text.replace(opening + block(text, name) + closing, opening + make() + closing)
+    return text
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ resource "google_cloudfunctions2_function" "cleanup" {
   # first event. Its TTL takes minutes to come into force, which is time for the fresh grants to reach the build.
   depends_on = [
     google_artifact_registry_repository_iam_member.build_writes_images,
+    google_firestore_field.entry,
     google_firestore_field.forget_at,
     google_project_iam_member.build_reads_copied_source,
     google_project_iam_member.build_writes_logs,

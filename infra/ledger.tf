@@ -44,6 +44,18 @@ resource "google_firestore_field" "forget_at" {
   index_config {}
 }
 
+# The entry itself, as JSON: read by its key and never searched, so an index would be written for nobody.
+resource "google_firestore_field" "entry" {
+  count = var.ledger == null ? 1 : 0
+
+  project    = google_firestore_database.ledger[0].project
+  database   = google_firestore_database.ledger[0].name
+  collection = "ledger"
+  field      = "entry"
+
+  index_config {}
+}
+
 # Firestore has no rights on a database, only on the project: the condition makes it the one database.
 resource "google_project_iam_member" "run_uses_ledger" {
   count = var.ledger == null ? 1 : 0

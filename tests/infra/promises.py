@@ -156,11 +156,15 @@ def no_secret_has_a_value(plan: Plan) -> None:
 
 def the_ledger_is_protected_and_forgets(plan: Plan) -> None:
     database = plan["google_firestore_database.ledger[0]"]
-    field = plan["google_firestore_field.forget_at[0]"]
     assert database["type"] == "FIRESTORE_NATIVE"
     assert database["delete_protection_state"] == "DELETE_PROTECTION_ENABLED"
-    assert (field["database"], field["collection"], field["field"]) == (database["name"], "ledger", "forget_at")
-    assert len(field["ttl_config"]) == 1
+    assert database["deletion_policy"] == "ABANDON"
+    fields = {values["field"]: values for values in plan.of("google_firestore_field").values()}
+    assert {name for name, values in fields.items() if values["ttl_config"]} == {"forget_at"}
+    assert set(fields) == {"entry", "forget_at"}
+    for values in fields.values():
+        assert (values["database"], values["collection"]) == (database["name"], "ledger")
+        assert [config["indexes"] for config in values["index_config"]] == [[]], "an index that nobody reads"
 
 
 def the_webhook_knows_only_what_it_needs(plan: Plan) -> None:

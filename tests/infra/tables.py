@@ -45,7 +45,10 @@ def made(plan: Plan) -> str:
             for values in plan.of(kind).values()
         )
         rows.append(f"| {word} ({len(names)}) | {', '.join(names)} |")
-    rows.append(f"| dashboard (1), grants ({len(plan.of(*GRANTS))}), TTL (1) | |")
+    ttl = [values["field"] for values in plan.of("google_firestore_field").values() if values["ttl_config"]]
+    unsearched = len(plan.of("google_firestore_field")) - len(ttl)
+    few = f"dashboard (1), grants ({len(plan.of(*GRANTS))}), TTL ({len(ttl)}), fields without index ({unsearched})"
+    rows.append(f"| {few} | |")
     return "\n".join(rows).replace("example-project", "PROJECT")
 
 
@@ -231,14 +234,10 @@ def _database(values: Values) -> str:
 
 def _field(values: Values) -> str:
     place: dict[str, object] = {"collection_group": values["collection"], "database": values["database"]}
-    return "\n".join(
-        [
-            _command("gcloud", "firestore", "fields", "ttls", "update", values["field"], **place, enable_ttl=True),
-            _command(
-                "gcloud", "firestore", "indexes", "fields", "update", values["field"], **place, disable_indexes=True
-            ),
-        ]
-    )
+    ttl = ("gcloud", "firestore", "fields", "ttls", "update", values["field"])
+    indexes = ("gcloud", "firestore", "indexes", "fields", "update", values["field"])
+    commands = [_command(*ttl, **place, enable_ttl=True)] if values["ttl_config"] else []
+    return "\n".join([*commands, _command(*indexes, **place, disable_indexes=True)])
 
 
 def _repository(values: Values) -> str:

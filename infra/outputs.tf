@@ -53,15 +53,17 @@ output "secrets" {
 }
 
 output "send_test_expiry" {
-  description = "Sends the expiry of a cluster that does not exist: the answer `already_gone` proves the way and the credentials."
+  description = "Sends the expiry of a cluster that does not exist, another one each time: the answer `already_gone` proves the way and the credentials."
+  # One and the same expiry would be asked about once and never again: its end stands in the ledger. So the shell that
+  # runs this puts the time of day into the cluster's id.
   value = join(" ", [
     "gcloud pubsub topics publish ${google_pubsub_topic.expiries.id}",
     "--attribute=content-type=application/json",
-    "--message='${jsonencode({
-      cluster_id = "no-such-cluster"
+    replace("--message='${jsonencode({
+      cluster_id = "no-such-cluster-@"
       expires_at = "2020-01-01T00:00:00Z"
       project_id = var.allowed_projects[0]
-    })}'",
+    })}'", "@", "'$(date +%s)'"),
   ])
 }
 

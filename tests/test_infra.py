@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -186,12 +187,29 @@ def test_the_outputs_name_what_was_made(with_webhook: Plan) -> None:
     assert out["webhook_url"].endswith(".run.app")
     assert set(out["identities"]) == {"build", "run", "push", "webhook"}
     assert out["replay_dead_letters"] == f"modelarts-cleanup replay {out['subscriptions']['dead_letters']}"
-    sent = re.fullmatch(
-        r"gcloud pubsub topics publish (\S+) (--attribute=\S+) --message='(.*)'", out["send_test_expiry"]
-    )
-    assert sent
-    assert sent[1] == out["topics"]["expiries"]
-    assert json.loads(sent[3])["project_id"] == FIVE["allowed_projects"][0]
+
+
+def test_the_test_expiry_is_another_one_each_time(by_default: Plan, tmp_path: Path) -> None:
+    """The ledger answers for one that has ended: a second one would prove nothing of a new key."""
+    command = by_default.outputs["send_test_expiry"]
+    messages = [published(command, tmp_path / name, clock) for name, clock in (("a", "1"), ("b", "2"))]
+    assert {message.pop("cluster_id") for message in messages} == {"no-such-cluster-1", "no-such-cluster-2"}
+    assert messages == [{"expires_at": "2020-01-01T00:00:00Z", "project_id": FIVE["allowed_projects"][0]}] * 2
+
+
+def published(command: str, folder: Path, clock: str) -> dict[str, str]:
+    """Run a command as the README says, where `gcloud` writes its arguments down and `date` tells a set time."""
+    folder.mkdir()
+    for name, does in (("gcloud", 'printf "%s\\n" "$@" >said'), ("date", f"echo {clock}")):
+        (folder / name).write_text(f"#!/bin/sh\n{does}\n")
+        (folder / name).chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["/bin/sh", "-c", 'eval "$0"', command], check=True, cwd=folder, env={"PATH": path})
+    *words, attribute, message = (folder / "said").read_text().splitlines()
+    assert words == ["pubsub", "topics", "publish", "projects/example-project/topics/modelarts-cleanup-expiries"]
+    assert attribute == "--attribute=content-type=application/json"
+    held: dict[str, str] = json.loads(message.removeprefix("--message="))
+    return held
 
 
 # ---- the module and the code -----------------------------------------------------------------------------------------

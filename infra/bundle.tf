@@ -20,7 +20,7 @@ locals {
 # machine's own, so the same tree gives the same bytes whoever applies.
 data "archive_file" "bundle" {
   type             = "zip"
-  output_path      = "${path.module}/build/${var.name}.zip"
+  output_path      = "${path.module}/build/${var.project_id}-${var.name}.zip" # one for each deployment from this folder
   output_file_mode = "0644"
 
   dynamic "source" {

@@ -152,12 +152,83 @@ def test_the_minimal_example_is_what_five_variables_give(plans: Callable[[str, s
     assert promises.environment(example) == promises.environment(by_default)
 
 
-def test_after_an_apply_there_is_nothing_left_to_do(newest: Workbench) -> None:
+def test_after_an_apply_there_is_nothing_left_to_do_but_to_destroy_it(newest: Workbench) -> None:
     newest.init("examples/full")
     newest.run("apply", "-auto-approve", "-input=false", "-no-color", where="examples/full")
     again = newest.run("plan", "-detailed-exitcode", "-input=false", "-no-color", where="examples/full", check=False)
-    (newest.module / "examples" / "full" / "terraform.tfstate").unlink()
-    assert again.returncode == 0, again.stdout + again.stderr
+    state = newest.module / "examples" / "full" / "terraform.tfstate"
+    try:
+        assert again.returncode == 0, again.stdout + again.stderr
+        newest.run("destroy", "-auto-approve", "-input=false", "-no-color", where="examples/full")
+        assert json.loads(state.read_text())["resources"] == []
+    finally:
+        state.unlink()
+
+
+SEVERAL = """
+provider "google" {
+  alias = "elsewhere"
+}
+
+module "first" {
+  source           = "../.."
+  project_id       = "example-project"
+  region           = "europe-west1"
+  modelarts_region = "cn-southwest-2"
+  allowed_projects = ["a"]
+  allowed_names    = ["ci-*"]
+  webhook_enabled  = true
+}
+
+module "second" {
+  for_each         = toset(["cn-north-4", "ap-southeast-1"])
+  source           = "../.."
+  providers        = { google = google.elsewhere }
+  name             = "cleanup-${each.key}"
+  project_id       = "example-project"
+  region           = "europe-west1"
+  modelarts_region = each.key
+  allowed_projects = ["a"]
+  allowed_names    = ["ci-*"]
+  webhook_enabled  = true
+}
+
+module "staging" {
+  source           = "../.."
+  project_id       = "example-staging"
+  region           = "europe-west1"
+  modelarts_region = "cn-southwest-2"
+  allowed_projects = ["a"]
+  allowed_names    = ["ci-*"]
+}
+"""
+# What names a thing within its project, or within the thing that it is in.
+NAMED_BY = (
+    *("name", "account_id", "secret_id", "repository_id", "display_name", "dashboard_json"),
+    *("bucket", "database", "collection", "field"),
+)
+
+
+def test_several_deployments_share_nothing_but_the_apis(newest: Workbench) -> None:
+    folder = newest.module / "examples" / "several"
+    folder.mkdir()
+    (folder / "deployments.tf").write_text(SEVERAL)
+    newest.init("examples/several")
+    plan = newest.plan({}, "examples/several")
+    assert {address.partition(".google")[0] for address in plan.resources} == {
+        "module.first",
+        'module.second["cn-north-4"]',
+        'module.second["ap-southeast-1"]',
+        "module.staging",
+    }
+    named = [
+        (item["type"], item["values"].get("project"), *(item["values"].get(name) for name in NAMED_BY))
+        for item in plan.resources.values()
+        if item["type"] != "google_project_service" and not item["type"].endswith("_iam_member")
+    ]
+    assert sorted(one for one in set(named) if named.count(one) > 1) == []
+    zips = [item["values"]["output_path"] for item in plan.data.values() if item["type"] == "archive_file"]
+    assert len(set(zips)) == len(zips) == 4, "two would write one file at the same time"
 
 
 def test_the_dashboard_is_one_that_the_api_knows(full: Plan) -> None:
@@ -284,7 +355,7 @@ def test_the_entry_points_are_in_main(with_webhook: Plan) -> None:
 
 
 def zip_at(bench: Workbench) -> Path:
-    return bench.module / "build" / "modelarts-cleanup.zip"
+    return bench.module / "build" / "example-project-modelarts-cleanup.zip"
 
 
 def test_the_zip(whole: Workbench, by_default: Plan) -> None:

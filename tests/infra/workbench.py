@@ -133,7 +133,7 @@ class Workbench:
     def __init__(self, folder: Path, google: Path, archive: Path, *, whole: bool) -> None:
         self.folder = folder
         self.module = folder / "tree" / "infra"
-        skip = shutil.ignore_patterns(".terraform*", "build", "__pycache__", "*.tfstate*")
+        skip = shutil.ignore_patterns(".terraform*", "build", "__pycache__", "*.tfstate*", "*.tfvars*")
         shutil.copytree(MODULE, self.module, ignore=skip)
         shutil.copytree(
             ROOT / "function",

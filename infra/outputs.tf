@@ -63,7 +63,7 @@ output "send_test_expiry" {
       cluster_id = "no-such-cluster-@"
       expires_at = "2020-01-01T00:00:00Z"
       project_id = var.allowed_projects[0]
-    })}'", "@", "'$(date +%s)'"),
+    })}'", "@", "'\"$(date +%s)\"'"),
   ])
 }
 

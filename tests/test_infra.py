@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cache
@@ -364,6 +365,51 @@ def test_the_zip(whole: Workbench, by_default: Plan) -> None:
     shipped = {path for path in package.rglob("*") if path.is_file() and package / "local" not in path.parents}
     others = {path.name for path in shipped if path.suffix not in (".py", ".pyc", ".typed")}
     assert not others, "a file that is no Python would have to be named in bundle.tf"
+    beside = {path.name for path in (ROOT / "function").iterdir() if not path.name.startswith((".", "__pycache__"))}
+    assert beside == {"main.py", "requirements.txt", package.name}, (
+        "what is new here would have to be named in bundle.tf"
+    )
+
+
+def test_all_that_is_in_the_zip_can_be_imported_from_it_alone(
+    whole: Workbench, by_default: Plan, tmp_path: Path
+) -> None:
+    assert by_default, "the plan writes the zip"
+    with zipfile.ZipFile(zip_at(whole)) as archive:
+        archive.extractall(tmp_path)
+        files = [name.removesuffix(".py") for name in archive.namelist() if name.endswith(".py")]
+    modules = [name.removesuffix("/__init__").replace("/", ".") for name in files]
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    print(importlib.import_module(name).__file__)\n"
+        "assert not [name for name in sys.modules if name.startswith('modelarts_cleanup.local')]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *modules],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(Path(line).is_relative_to(tmp_path) for line in done.stdout.splitlines())
+
+
+def test_the_zip_of_the_gcloud_commands_holds_the_same(whole: Workbench, by_default: Plan, tmp_path: Path) -> None:
+    if shutil.which("zip") is None:
+        pytest.skip("zip is not installed")
+    command = re.search(r"^\(cd function && zip .*?\)$", gcloud(by_default), re.MULTILINE | re.DOTALL)
+    assert command
+    tree = tmp_path / "tree"
+    shutil.copytree(whole.module.parent / "function", tree / "function")
+    (tree / "function" / ".env").write_text("planted")
+    (tree / "function" / "modelarts_cleanup" / "credentials.csv").write_text("planted")
+    subprocess.run(["/bin/sh", "-c", command[0]], check=True, cwd=tree)
+    with zipfile.ZipFile(tree / "function.zip") as made_by_hand, zipfile.ZipFile(zip_at(whole)) as archive:
+        files = {name: made_by_hand.read(name) for name in made_by_hand.namelist() if not name.endswith("/")}
+        assert files == {name: archive.read(name) for name in archive.namelist()}
 
 
 def test_the_zip_is_the_same_from_a_dirty_tree_and_leaves_all_of_it_out(whole: Workbench, by_default: Plan) -> None:
@@ -639,6 +685,43 @@ def test_the_readme_has_the_same_in_gcloud(by_default: Plan) -> None:
 def test_gcloud_leaves_nothing_out_but_the_monitoring(by_default: Plan) -> None:
     kinds = {item["type"] for item in by_default.resources.values()} - {"google_project_service"}
     assert kinds - set(WRITERS) <= LEFT_OUT
+
+
+def told_to_type(plan: Plan) -> list[str]:
+    """List every gcloud command of the README, the alerts and the outputs."""
+    readme = README.read_text() if README.exists() else pytest.skip("there is no README yet")
+    alerts = [values["documentation"][0]["content"] for values in plan.of("google_monitoring_alert_policy").values()]
+    fenced = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+    lines = [line for block in fenced.findall(readme) for line in block.replace("\\\n", " ").splitlines()]
+    inline = [span for text in (fenced.sub("", readme), *alerts) for span in re.findall(r"`([^`\n]+)`", text)]
+    found = [
+        re.search(r"(?<![\w.-])gcloud [a-z][^;#]*", span)
+        for span in (*lines, *inline, plan.outputs["send_test_expiry"])
+    ]
+    commands = {re.sub(r'\)"$', "", " ".join(match[0].split())) for match in found if match}
+    return sorted(re.sub(r"\bPROJECT\b(?!=)", "example-project", command) for command in commands)
+
+
+def test_gcloud_understands_every_command_that_we_tell(by_default: Plan, tmp_path: Path) -> None:
+    if shutil.which("gcloud") is None:
+        pytest.skip("gcloud is not installed")
+    commands = told_to_type(by_default)
+    assert len(commands) > 40
+    asked = tmp_path / "commands.json"
+    asked.write_text(json.dumps([{"command_string": command} for command in commands]))
+    environment = {**os.environ, "CLOUDSDK_CONFIG": str(tmp_path / "config")}
+    done = subprocess.run(
+        ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={asked}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    if done.returncode:
+        pytest.skip("this gcloud cannot check commands")
+    answers = json.loads(done.stdout)
+    assert len(answers) == len(commands)
+    assert [answer["error_message"] for answer in answers if not answer["success"]] == []
 
 
 def test_the_readme_names_every_variable() -> None:

@@ -2,8 +2,6 @@
 # whose state would keep it.
 
 locals {
-  secret_reference = "^(secretmanager://projects/[a-z0-9.:-]+/secrets/[A-Za-z0-9_-]{1,255}(/versions/[A-Za-z0-9_-]{1,63})?|file:///[^?#\\s]*[^/?#\\s])$"
-
   # The variable is sensitive so that a secret pasted by mistake is not shown by the error about it (see variables.tf).
   # What is used is a reference and no secret: the function, which alone gets it, has checked that.
   given_credentials = nonsensitive(var.credentials)

@@ -73,11 +73,11 @@ resource "google_cloudfunctions2_function" "cleanup" {
 
   lifecycle {
     precondition {
-      condition     = var.credentials == null || can(regex(local.secret_reference, var.credentials))
+      condition     = var.credentials == null || can(regex(local.secret_place, var.credentials))
       error_message = "credentials: must say where the secret stands, secretmanager://projects/P/secrets/S[/versions/V] or file:///path, and never be the secret itself."
     }
     precondition {
-      condition     = var.webhook_secrets == null || can(regex(local.secret_reference, var.webhook_secrets))
+      condition     = var.webhook_secrets == null || can(regex(local.secret_place, var.webhook_secrets))
       error_message = "webhook_secrets: must say where the secrets stand, secretmanager://projects/P/secrets/S[/versions/V] or file:///path, and never be a whsec_ secret itself."
     }
   }

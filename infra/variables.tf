@@ -97,6 +97,10 @@ variable "name" {
     condition     = can(regex("^[a-z][a-z0-9-]{2,20}[a-z0-9]$", var.name))
     error_message = "name: must be 4 to 22 lower-case letters, digits and hyphens, start with a letter and not end with a hyphen."
   }
+  validation {
+    condition     = !can(regex("goog|g00g|-webhook$", var.name))
+    error_message = "name: must not contain `goog`, which Google refuses in the names of buckets and topics, nor end with `-webhook`, as another deployment's webhook does."
+  }
 }
 
 variable "project_id" {
@@ -149,8 +153,12 @@ variable "allowed_names" {
     error_message = "allowed_names: must not be empty; nothing is allowed that is not listed."
   }
   validation {
-    condition     = alltrue([for item in var.allowed_names : can(regex("^[A-Za-z0-9_.*?!\\[\\]-]{1,128}$", item))])
-    error_message = "allowed_names: every item must be one glob over a name: letters, digits, _ - . and * ? [ ], no comma or white space."
+    condition     = alltrue([for item in var.allowed_names : can(regex(local.glob, item))])
+    error_message = "allowed_names: every item must be one glob over a name: letters, digits, _ - . and * ? [abc] [!abc], no comma or white space."
+  }
+  validation {
+    condition     = alltrue([for item in var.allowed_names : try(length(replace(replace(item, "/\\[[^\\]]*\\]/", "?"), "*", "")) <= 64, false)])
+    error_message = "allowed_names: no name is longer than 64 characters, so a glob that needs more matches nothing."
   }
 }
 
@@ -175,7 +183,7 @@ variable "completion_sink" {
   default     = null
 
   validation {
-    condition     = var.completion_sink == null || can(regex("^(pubsub://projects/[a-z0-9.:-]+/topics/[A-Za-z][A-Za-z0-9._~+%-]{2,254}|https://[^/?#@\\s]+(/[^@#\\s]*)?|http://(localhost|127[.]0[.]0[.]1|\\[::1\\])(:[0-9]+)?(/[^@#\\s]*)?|file:///[^?#\\s]*[^/?#\\s])$", var.completion_sink))
+    condition     = var.completion_sink == null || can(regex(local.sink_place, var.completion_sink))
     error_message = "completion_sink: must be pubsub://projects/P/topics/T, https://… without user and password (http:// to this machine only), or file:///path."
   }
 }
@@ -212,18 +220,18 @@ variable "expiry_sink" {
   default     = null
 
   validation {
-    condition     = var.expiry_sink == null || can(regex("^(pubsub://projects/[a-z0-9.:-]+/topics/[A-Za-z][A-Za-z0-9._~+%-]{2,254}|https://[^/?#@\\s]+(/[^@#\\s]*)?|http://(localhost|127[.]0[.]0[.]1|\\[::1\\])(:[0-9]+)?(/[^@#\\s]*)?|file:///[^?#\\s]*[^/?#\\s])$", var.expiry_sink))
+    condition     = var.expiry_sink == null || can(regex(local.sink_place, var.expiry_sink))
     error_message = "expiry_sink: must be pubsub://projects/P/topics/T, https://… without user and password (http:// to this machine only), or file:///path."
   }
 }
 
 variable "ledger" {
-  description = "Where the ledger is kept (firestore://projects/P/databases/D, sqlite:///path); null for the module's own database. On a database given here the module grants nothing."
+  description = "Where the ledger is kept (firestore://projects/P/databases/D; sqlite:///path, which is gone with the instance, is for trials); null for the module's own database. On a database given here the module grants nothing."
   type        = string
   default     = null
 
   validation {
-    condition     = var.ledger == null || can(regex("^(firestore://projects/[a-z0-9.:-]+/databases/([(]default[)]|[a-z0-9-]{1,63})|sqlite:///[^?#\\s]*[^/?#\\s])$", var.ledger))
+    condition     = var.ledger == null || can(regex(local.ledger_place, var.ledger))
     error_message = "ledger: must be firestore://projects/P/databases/D or sqlite:///path."
   }
 }
@@ -257,8 +265,12 @@ variable "protected_clusters" {
   nullable    = false
 
   validation {
-    condition     = alltrue([for item in var.protected_clusters : can(regex("^[A-Za-z0-9_.*?!\\[\\]-]{1,128}$", item))])
-    error_message = "protected_clusters: every item must be one id or glob: letters, digits, _ - . and * ? [ ], no comma or white space."
+    condition     = alltrue([for item in var.protected_clusters : can(regex(local.glob, item))])
+    error_message = "protected_clusters: every item must be one id or glob: letters, digits, _ - . and * ? [abc] [!abc], no comma or white space."
+  }
+  validation {
+    condition     = alltrue([for item in var.protected_clusters : try(length(replace(replace(item, "/\\[[^\\]]*\\]/", "?"), "*", "")) <= 64, false)])
+    error_message = "protected_clusters: no id or name is longer than 64 characters, so a glob that needs more matches nothing."
   }
 }
 

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from unittest.mock import MagicMock
 import pytest
 from infra.tables import LEFT_OUT, WRITERS, gcloud, made, rights_table
 from infra.workbench import ARCHIVE, FIVE, GOOGLE, MODULE, ROOT, Plan, SchemaMissingError, Workbench, schema
-from modelarts_cleanup import entries, settings
+from modelarts_cleanup import entries, places, settings
 from modelarts_cleanup.adapters import ledger_firestore
 
 from infra import promises
@@ -311,6 +312,65 @@ def test_the_code_can_read_what_the_module_writes(by_default: Plan, full: Plan) 
     settings.read_webhook(webhook)
 
 
+GOOD: dict[str, tuple[str, ...]] = {
+    "secret_place": ("secretmanager://projects/p-1/secrets/S_1/versions/latest", "file:///etc/credentials.csv"),
+    "ledger_place": (
+        *("firestore://projects/p-1/databases/(default)", "firestore://projects/example.com:p/databases/d-1"),
+        "sqlite:///var/ledger.db",
+    ),
+    "sink_place": (
+        *("pubsub://projects/p-1/topics/T_1.a~b+c%25", "https://example.com:8443/a?b=c@d", "https://example.com"),
+        *("http://localhost:8080/x", "http://[::1]:1/", "file:///var/events.jsonl"),
+    ),
+    "glob": ("ci-*", "a?c", "[abc]x", "[!a-c]*", "*"),
+}
+READ: dict[str, Callable[[str], object]] = {
+    "secret_place": places.secret,
+    "ledger_place": places.ledger,
+    "sink_place": places.sink,
+    "glob": lambda glob: settings.read({**READABLE, "ALLOWED_NAMES": glob}),
+}
+READABLE = {
+    "MODELARTS_REGION": "cn-southwest-2",
+    "ALLOWED_PROJECTS": "p",
+    "CREDENTIALS": "file:///a",
+    "COMPLETION_SINK": "file:///b",
+    "LEDGER": "sqlite:///c",
+}
+
+
+def mutants(values: Iterable[str]) -> Iterator[str]:
+    """Change good values a little, always in the same ways."""
+    chance = random.Random(8)  # noqa: S311 - no secret
+    for value in values:
+        for _ in range(150):
+            at = chance.randrange(len(value) + 1)
+            inserted = chance.choice(["", *"/:@?#%[]!*.-_ \n\u00e9\"',0aZ", "//", "%2F", ":99999", "user:pw@"])
+            yield value[:at] + inserted + value[at + chance.randrange(3) :]
+
+
+def can_be_read(read: Callable[[str], object], value: str) -> bool:
+    try:
+        read(value)
+    except ValueError:
+        return False
+    return True
+
+
+def test_the_module_takes_nothing_that_the_code_cannot_read(newest: Workbench) -> None:
+    asked = {pattern: [*good, *mutants(good)] for pattern, good in GOOD.items()}
+    file = newest.folder / "values.json"
+    file.write_text(json.dumps(asked))
+    tried = ", ".join(f'[for value in local.asked["{name}"] : can(regex(local.{name}, value))]' for name in asked)
+    expression = f"jsonencode([{tried}])".replace("local.asked", f'jsondecode(file("{file}"))')
+    told = json.loads(json.loads(newest.run("console", "-no-color", said=expression).stdout))
+    for (pattern, values), taken in zip(asked.items(), told, strict=True):
+        assert all(taken[: len(GOOD[pattern])]), pattern
+        assert sum(taken) < len(taken), "some of these are wrong"
+        passed = [value for value, yes in zip(values, taken, strict=True) if yes]
+        assert [value for value in passed if not can_be_read(READ[pattern], value)] == [], pattern
+
+
 def test_the_runtime_is_one_that_the_code_supports(minimal: Plan) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"].startswith(">=3.")
@@ -472,6 +532,8 @@ BAD: list[dict[str, Any]] = [
     },
     {
         "allowed_names": ["grüne-*"],
+        "name": "google-cleanup",
+        "protected_clusters": ["a" * 65],
         "allowed_projects": ["*"],
         "credentials_version": "a version",
         "deletions_per_hour": 1.5,
@@ -480,14 +542,25 @@ BAD: list[dict[str, Any]] = [
         "modelarts_endpoint": "http://modelarts.cn-southwest-2.myhuaweicloud.com",
     },
     {"credentials": PASTED[1], "webhook_secrets": PASTED[0]},
+    {"credentials": "", "webhook_secrets": ""},
+    {"allowed_names": ["[a"], "name": "cleanup-webhook", "ledger": "firestore://projects/a.b/databases/d"},
 ]
 
 
-@pytest.mark.parametrize("bad", BAD, ids=["wrong", "not quite right", "pasted"])
+@pytest.mark.parametrize("bad", BAD, ids=["wrong", "not quite right", "pasted", "empty", "odd"])
 def test_bad_values_are_refused_by_name_and_no_secret_is_shown(newest: Workbench, bad: dict[str, Any]) -> None:
-    said = newest.refusal({**FIVE, **bad})
+    said = newest.refusal({**FIVE, "webhook_enabled": True, **bad})
     for name in bad:
         assert re.search(rf"(?<![\w.]){name}: ", said), f"nothing is said about {name}"
+    for secret in ("a2V5a2V5", "AKIDPASTED", "SKPASTED"):
+        assert secret not in said
+
+
+@pytest.mark.parametrize("other", [{"name": "Cleanup"}, {"alert_channels": ["ops"]}, {"vpc_egress": "mine"}])
+def test_a_pasted_secret_is_not_shown_beside_another_mistake(newest: Workbench, other: dict[str, Any]) -> None:
+    """Terraform prints the part of a plan that it could make, before it tells what was wrong."""
+    pasted = {"webhook_enabled": True, "credentials": PASTED[1], "webhook_secrets": PASTED[0]}
+    said = newest.refusal({**FIVE, **pasted, **other})
     for secret in ("a2V5a2V5", "AKIDPASTED", "SKPASTED"):
         assert secret not in said
 

@@ -172,9 +172,9 @@ class Workbench:
         }
 
     def run(
-        self, *arguments: str, where: str = ".", check: bool = True, **more: str
+        self, *arguments: str, where: str = ".", check: bool = True, said: str | None = None, **more: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run Terraform in a folder of the module, with more in the environment."""
+        """Run Terraform in a folder of the module, with something said to it, and more in the environment."""
         attached = zip(("google", "archive"), self._providers, strict=True)
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TF_")},
@@ -184,7 +184,9 @@ class Workbench:
             "CHECKPOINT_DISABLE": "1",
         }
         command = ["terraform", f"-chdir={self.module / where}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, timeout=300, input=said
+        )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 

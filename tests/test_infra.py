@@ -18,11 +18,14 @@ from types import SimpleNamespace
 from typing import Any, get_args
 from unittest.mock import MagicMock
 
+import flask
 import pytest
 from infra.tables import LEFT_OUT, WRITERS, gcloud, made, rights_table
 from infra.workbench import ARCHIVE, FIVE, GOOGLE, MODULE, ROOT, Plan, SchemaMissingError, Workbench, schema
-from modelarts_cleanup import entries, places, settings
+from modelarts_cleanup import app, entries, model, places, settings
 from modelarts_cleanup.adapters import ledger_firestore
+from served import EXPIRED
+from served import settings as environment_in
 
 from infra import promises
 
@@ -324,18 +327,18 @@ GOOD: dict[str, tuple[str, ...]] = {
     ),
     "glob": ("ci-*", "a?c", "[abc]x", "[!a-c]*", "*"),
 }
-READ: dict[str, Callable[[str], object]] = {
-    "secret_place": places.secret,
-    "ledger_place": places.ledger,
-    "sink_place": places.sink,
-    "glob": lambda glob: settings.read({**READABLE, "ALLOWED_NAMES": glob}),
-}
-READABLE = {
+READABLE: dict[str, str] = {
     "MODELARTS_REGION": "cn-southwest-2",
     "ALLOWED_PROJECTS": "p",
     "CREDENTIALS": "file:///a",
     "COMPLETION_SINK": "file:///b",
     "LEDGER": "sqlite:///c",
+}
+READ: dict[str, Callable[[str], object]] = {
+    "secret_place": places.secret,
+    "ledger_place": places.ledger,
+    "sink_place": places.sink,
+    "glob": lambda glob: settings.read({**READABLE, "ALLOWED_NAMES": glob}),
 }
 
 
@@ -407,6 +410,58 @@ def test_the_entry_points_are_in_main(with_webhook: Plan) -> None:
     text = (ROOT / "function" / "main.py").read_text()
     for values in with_webhook.of("google_cloudfunctions2_function").values():
         assert re.search(rf"\b{values['build_config'][0]['entry_point']}\b", text)
+
+
+def logged(folder: Path, capsys: pytest.CaptureFixture[str], *, project: str) -> dict[str, Any]:
+    """Send the function an event, and read the line that it logs: nothing answers at its ModelArts."""
+    environment = {
+        **environment_in(folder, endpoint="http://127.0.0.1:9", credentials='{"access_key":"AK","secret_key":"SK"}'),
+        "ALLOWED_PROJECTS": project,
+    }
+    data = {"project_id": "p1", "cluster_id": "c-1", "expires_at": "2026-07-01T00:00:00Z"}
+    headers = {"ce-id": "1", "ce-source": "//test", "ce-type": EXPIRED, "ce-specversion": "1.0"}
+    with flask.Flask("test").test_request_context("/", method="POST", json=data, headers=headers):
+        app.Cleanup(environment)(flask.request)
+    line: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return line
+
+
+def test_metrics_and_alerts_read_what_is_logged(
+    by_default: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retried = logged(tmp_path, capsys, project="p1")
+    assert (retried["outcome"], retried["reason"]) == ("retry", "modelarts_unavailable")
+    skipped = logged(tmp_path, capsys, project="p2")
+    assert (skipped["outcome"], skipped["reason"]) == ("skipped", "project_not_allowed")
+    told = json.dumps([*by_default.of("google_logging_metric", "google_monitoring_alert_policy").values()])
+    read = set(
+        re.findall(r"jsonPayload\.(\w+)", told + by_default["google_monitoring_dashboard.cleanup"]["dashboard_json"])
+    )
+    assert read == {"outcome", "reason", "cluster_id", "duration_ms"}
+    for line in (retried, skipped):
+        assert read <= set(line)
+        assert isinstance(line["duration_ms"], float)
+
+
+def filters_in(value: Any) -> Iterator[str]:
+    """Find every filter within a dashboard or an alert."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if key == "filter" and inner:
+            yield inner
+        elif isinstance(inner, dict | list):
+            yield from filters_in(inner)
+
+
+def test_alerts_and_dashboard_name_outcomes_and_reasons_that_there_are(by_default: Plan) -> None:
+    alerts = by_default.of("google_monitoring_alert_policy")
+    dashboard = json.loads(by_default["google_monitoring_dashboard.cleanup"]["dashboard_json"])
+    named: dict[str, set[str]] = {"outcome": set(), "reason": set()}
+    for text in (*filters_in(alerts), *filters_in(dashboard)):
+        for label, values in re.findall(r'\.(outcome|reason) = ("\w+"|(?:one_of)?\([^)]*\))', text):
+            named[label] |= set(re.findall(r'"(\w+)"', values))
+    assert named["outcome"] == {"deleted", "already_gone", "skipped", "failed", "rejected", "retry"}
+    assert named["reason"] == {"credentials_refused", "credentials_unavailable", "deletion_limit"}
+    assert named["reason"] <= set(get_args(model.RetryReason))
 
 
 # ---- the zip ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from unittest.mock import MagicMock
 
 import flask
 import pytest
-from infra.tables import LEFT_OUT, WRITERS, gcloud, made, rights_table
+from infra.tables import LEFT_OUT, WRITERS, costs, gcloud, made, rights_table
 from infra.workbench import ARCHIVE, FIVE, GOOGLE, MODULE, ROOT, Plan, SchemaMissingError, Workbench, schema
 from modelarts_cleanup import app, entries, model, places, settings
 from modelarts_cleanup.adapters import ledger_firestore
@@ -806,6 +806,23 @@ def test_the_readme_lists_every_right(with_webhook: Plan) -> None:
     assert block("rights") == rights_table(with_webhook)
 
 
+def test_the_readme_reckons_the_costs_of_what_is_made(by_default: Plan) -> None:
+    assert block("costs") == costs(by_default)
+
+
+def test_a_plan_of_what_the_readme_says_to_write(newest: Workbench, by_default: Plan) -> None:
+    told = re.search(r"cat >infra/terraform\.tfvars <<'END'\n(.*?)^END$", README.read_text(), re.DOTALL | re.MULTILINE)
+    assert told
+    file = newest.module / "terraform.tfvars"
+    file.write_text(told[1].replace("MODELARTS_PROJECT_ID", "0").replace("PROJECT", "example-project"))
+    try:
+        plan = newest.plan({})
+    finally:
+        file.unlink()
+    assert set(plan.resources) == set(by_default.resources)
+    assert promises.environment(plan)["DRY_RUN"] == "true"
+
+
 def test_the_readme_has_the_same_in_gcloud(by_default: Plan) -> None:
     assert block("gcloud") == gcloud(by_default)
 
@@ -822,10 +839,8 @@ def told_to_type(plan: Plan) -> list[str]:
     fenced = re.compile(r"```sh\n(.*?)```", re.DOTALL)
     lines = [line for block in fenced.findall(readme) for line in block.replace("\\\n", " ").splitlines()]
     inline = [span for text in (fenced.sub("", readme), *alerts) for span in re.findall(r"`([^`\n]+)`", text)]
-    found = [
-        re.search(r"(?<![\w.-])gcloud [a-z][^;#]*", span)
-        for span in (*lines, *inline, plan.outputs["send_test_expiry"])
-    ]
+    spans = [part for span in (*lines, *inline, plan.outputs["send_test_expiry"]) for part in re.split("&&|;", span)]
+    found = [re.search(r"(?<![\w.-])gcloud [a-z][^#]*", span) for span in spans]
     commands = {re.sub(r'\)"$', "", " ".join(match[0].split())) for match in found if match}
     return sorted(re.sub(r"\bPROJECT\b(?!=)", "example-project", command) for command in commands)
 
@@ -862,7 +877,13 @@ def main() -> None:
     bench = workbench(Path(sys.argv[1]), NEWEST, whole=True)
     plain, webhook = bench.plan(FIVE), bench.plan({**FIVE, "webhook_enabled": True})
     bench.close()
-    for marker, text in (("creates", made(plain)), ("rights", rights_table(webhook)), ("gcloud", gcloud(plain))):
+    blocks = {
+        "creates": made(plain),
+        "costs": costs(plain),
+        "rights": rights_table(webhook),
+        "gcloud": gcloud(plain),
+    }
+    for marker, text in blocks.items():
         fenced = f"```sh\n{text}\n```" if marker == "gcloud" else text
         sys.stdout.write(f"<!-- {marker} -->\n{fenced}\n<!-- /{marker} -->\n\n")
 

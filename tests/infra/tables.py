@@ -52,6 +52,60 @@ def made(plan: Plan) -> str:
     return "\n".join(rows).replace("example-project", "PROJECT")
 
 
+# In USD.
+PRICES = "https://cloud.google.com/pricing/list"
+LOOKED_UP = "1 December 2026"
+SECRET_VERSION = 0.06  # a month, in each place
+STORED_IMAGES = 0.10  # a GB and month
+METRIC_ALERTED_ON = 0.35  # a month; announced, for 1 September 2027 at the earliest
+MILLION_POINTS = 0.50
+WARM_SECOND = 0.0000025  # of a vCPU, and of a GiB, in regions such as europe-west1
+
+_IMAGES_GB = 0.5  # about what a build and its cache take
+_POINTS = 3600 * 730 // 30  # of one series, which is looked at every 30 seconds
+_SECONDS = 3600 * 730
+
+
+def costs(plan: Plan) -> str:
+    """Reckon what the plan costs in a month in which nothing happens."""
+    secrets = len(plan.of("google_secret_manager_secret"))
+    alerts = [values["conditions"][0] for values in plan.of("google_monitoring_alert_policy").values()]
+    metrics = sum(bool(condition["condition_threshold"]) for condition in alerts)
+    (service,) = plan["google_cloudfunctions2_function.cleanup"]["service_config"]
+    size = int(service["available_cpu"]) + int(service["available_memory"].removesuffix("Mi")) / 1024
+    stored = _IMAGES_GB * STORED_IMAGES
+    alerting = metrics * (METRIC_ALERTED_ON + MILLION_POINTS * _POINTS / 1e6)
+    rows: list[tuple[object, ...]] = [
+        ("what", "rate in USD", "how many", "a month"),
+        ("---",) * 4,
+        ("secret versions", f"{SECRET_VERSION:.2f} each; six are free", secrets, f"{secrets * SECRET_VERSION:.2f}"),
+        (
+            "images and build cache",
+            f"{STORED_IMAGES:.2f} a GB; 0.5 GB are free",
+            f"about {_IMAGES_GB} GB",
+            f"{stored:.2f}",
+        ),
+        (
+            "alerts on a metric",
+            f"from September 2027: {METRIC_ALERTED_ON:.2f} a metric and {MILLION_POINTS:.2f} a million points",
+            f"{metrics}, with {_POINTS} points each",
+            f"0; {alerting:.2f}",
+        ),
+        ("everything else in the table above", "nothing at rest", "", "0"),
+        (
+            "kept warm with `min_instances = 1`",
+            f"{WARM_SECOND:.7f} a second, for a vCPU and for a GiB",
+            f"{size:g} × {_SECONDS} s",
+            f"{size * _SECONDS * WARM_SECOND:.2f}",
+        ),
+    ]
+    table = "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows).replace(" --- ", "---")
+    return (
+        f"About **{secrets * SECRET_VERSION + stored:.2f} USD a month**, before any free tier. "
+        f"Rates: [list prices]({PRICES}), looked up on {LOOKED_UP}.\n\n{table}"
+    )
+
+
 def grantee(member: str) -> str:
     """Say who a member is in our words: build, run, push, webhook, everyone, or a service agent."""
     ours = re.fullmatch(r"serviceAccount:[a-z0-9-]+-(build|run|push|webhook)@.*", member)

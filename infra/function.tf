@@ -12,7 +12,6 @@ locals {
       MODELARTS_REGION   = var.modelarts_region
       ALLOWED_PROJECTS   = join(",", var.allowed_projects)
       ALLOWED_NAMES      = join(",", var.allowed_names)
-      PROTECTED_CLUSTERS = join(",", var.protected_clusters)
       DRY_RUN            = tostring(var.dry_run)
       DELETIONS_PER_HOUR = tostring(var.deletions_per_hour)
       REQUIRE_EMPTY      = tostring(var.require_empty)
@@ -22,6 +21,7 @@ locals {
     },
     # Left out unless given: the default is the code's to know.
     var.modelarts_endpoint == null ? {} : { MODELARTS_ENDPOINT = var.modelarts_endpoint },
+    length(var.protected_clusters) == 0 ? {} : { PROTECTED_CLUSTERS = join(",", var.protected_clusters) },
     {
       THREADS              = tostring(local.concurrency)
       GOOGLE_CLOUD_PROJECT = var.project_id # log lines name their trace with it

@@ -28,8 +28,8 @@ run "safe_by_default" {
     error_message = "the webhook must be off, and leave nothing behind"
   }
   assert {
-    condition     = !contains(keys(local.settings), "MODELARTS_ENDPOINT")
-    error_message = "the address of ModelArts is the code's to know"
+    condition     = length(setintersection(keys(local.settings), ["MODELARTS_ENDPOINT", "PROTECTED_CLUSTERS"])) == 0
+    error_message = "what is not given is the code's to know"
   }
   assert {
     condition     = google_cloudfunctions2_function.cleanup.service_config[0].ingress_settings == "ALLOW_INTERNAL_ONLY"

@@ -63,3 +63,21 @@ run "google_and_huawei_mixed_up" {
     var.allowed_names,
   ]
 }
+
+run "what_google_refuses_and_what_matches_nothing" {
+  command = plan
+
+  variables {
+    name               = "google-cleanup"
+    allowed_names      = ["[ci-*"]
+    protected_clusters = ["!golden"]
+    ledger             = "firestore://projects/a.b/databases/ledger"
+  }
+
+  expect_failures = [
+    var.name,
+    var.allowed_names,
+    var.protected_clusters,
+    var.ledger,
+  ]
+}

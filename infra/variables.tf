@@ -33,7 +33,7 @@ variable "credentials_version" {
 }
 
 variable "kms_key" {
-  description = "Key that encrypts topics, secrets, database and source (projects/P/locations/L/keyRings/R/cryptoKeys/K); null leaves that to Google."
+  description = "Key that encrypts topics, secrets, database and source (projects/P/locations/L/keyRings/R/cryptoKeys/K); null leaves that to Google. For a key that is made beside the module, put this together from the names of key ring and key: their ids are not known to a first plan."
   type        = string
   default     = null
 

@@ -194,7 +194,7 @@ def lines(extent: Extent, rates: Rates, *, here: bool) -> Iterator[Line]:
             own = Figure.of(own_work(endpoint, place, extent.events))
         yield Line("own work for an event, all but waiting for ModelArts", "embedded", own, "ms")
         for delay_ms in extent.delays_ms:
-            yield from warm(extent.events if delay_ms < 300 else extent.events // 3, place, delay_ms, parts, pythons)
+            yield from warm(extent.events if delay_ms < 300 else extent.events // 6, place, delay_ms, parts, pythons)
         yield from ledger(extent.events, place, parts)
         weighed = list(weight(extent.many, place, parts, pythons))
         yield from weighed

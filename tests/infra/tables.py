@@ -102,7 +102,8 @@ def costs(plan: Plan) -> str:
     table = "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows).replace(" --- ", "---")
     return (
         f"About **{secrets * SECRET_VERSION + stored:.2f} USD a month**, before any free tier. "
-        f"Rates: [list prices]({PRICES}), looked up on {LOOKED_UP}.\n\n{table}"
+        f"Rates: [list prices]({PRICES}), as public sources gave them on {LOOKED_UP}; what you pay is what the list "
+        f"says on the day.\n\n{table}"
     )
 
 

@@ -1,11 +1,15 @@
 """Writes the blocks of the README that are made from code: `python tests/docs.py`."""
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "bench"))
+
+import reach
 import test_crash_google
 import test_faults
 import test_faults_google
@@ -60,7 +64,12 @@ def _table(counted: Sequence[str], rows: Sequence[test_faults.Row[Any]], more: I
     return "\n".join([*lines, *more]) + "\n"
 
 
-MADE = {"faults": fault_table, "faults-google": google_fault_table}
+def reach_table() -> str:
+    """Show what rates of expiries ask for, by what one expiry takes."""
+    return reach.table(reach.MEASURED)
+
+
+MADE = {"faults": fault_table, "faults-google": google_fault_table, "reach": reach_table}
 
 
 def written(text: str) -> str:

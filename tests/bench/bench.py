@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "function")]
@@ -82,21 +83,28 @@ SHORT = Extent(cold_starts=3, events=40, many=300, delays_ms=(0, 50))
 def cold(runs: int, place: Path, parts: google_parts.Parts | None, pythons: Pythons) -> Iterator[Line]:
     """Measure from the start of a process to the answer to its first event."""
     with modelarts() as endpoint:
+
+        def ours(google: google_parts.Parts, only: str | None = None) -> Callable[[], float]:
+            return lambda: cold_start(google.settings(endpoint, place, only), python=pythons.ours)
+
         variants: dict[str, Callable[[], float]] = {
             "hello world": lambda: cold_start({}, source=HELLO, python=pythons.ours),
             "embedded": lambda: cold_start(embedded(endpoint, place), python=pythons.ours),
         }
         if parts:
-            variants["Google parts"] = lambda: cold_start(parts.settings(endpoint, place), python=pythons.ours)
-            variants["peer"] = lambda: cold_start(
-                parts.peer(endpoint, place), source=PEER, python=pythons.peer, bare=True
-            )
+            variants |= {
+                "Google parts": ours(parts),
+                "Secret Manager alone": ours(parts, "CREDENTIALS"),
+                "Pub/Sub alone": ours(parts, "COMPLETION_SINK"),
+                "Firestore alone": ours(parts, "LEDGER"),
+                "peer": partial(cold_start, parts.peer(endpoint, place), source=PEER, python=pythons.peer, bare=True),
+            }
         values = paired(runs, variants)
     against = ratios(values, "hello world")
     for name, found in values.items():
         yield Line("cold start to the first finished event", name, Figure.of(found), "ms", against[name], "hello world")
     if parts:
-        faster = Figure.of([peer / ours for peer, ours in zip(values["peer"], values["Google parts"], strict=True)])
+        faster = Figure.of([peer / mine for peer, mine in zip(values["peer"], values["Google parts"], strict=True)])
         yield Line(
             "cold start, the peer's by ours with Google parts", "peer", Figure.of(values["peer"]), "ms", faster, "ours"
         )

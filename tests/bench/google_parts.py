@@ -21,14 +21,15 @@ class Parts:
     project: str
     environment: dict[str, str]
 
-    def settings(self, endpoint: str, place: Path) -> dict[str, str]:
-        """Give the settings of the function in production."""
+    def settings(self, endpoint: str, place: Path, only: str | None = None) -> dict[str, str]:
+        """Give the settings of the function in production, or with `only` one of the three of Google's."""
         google = {
             "CREDENTIALS": f"secretmanager://projects/{self.project}/secrets/s/versions/1",
             "COMPLETION_SINK": f"pubsub://projects/{self.project}/topics/completions",
             "LEDGER": f"firestore://projects/{self.project}/databases/(default)",
         }
-        return {**embedded(endpoint, place, **google), **self.environment}
+        chosen = google if only is None else {only: google[only]}
+        return {**embedded(endpoint, place, **chosen), **self.environment}
 
     def peer(self, endpoint: str, place: Path) -> dict[str, str]:
         """Give what the peer needs, its home too: the vendor's SDK writes there."""

@@ -12,11 +12,13 @@ CONCURRENCY = 8
 CALLS_BEFORE = 3
 # What the calls of one event take, with ModelArts and Google at the other end of real networks: an assumption.
 EVENT_SECONDS = 1.5
+# What the benchmark found: CPU of a worker with Google's parts, and documents of Firestore.
+MEASURED = Taken(cpu_seconds=0.025, reads=5, writes=11)
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What a rate of expiries asks for; all but the first two a second."""
+    """What a rate of expiries asks for; all but the first two are a second."""
 
     at_work: float
     instances: int

@@ -56,10 +56,6 @@ def test_each_of_several_secrets_is_good_while_they_are_rotated() -> None:
         verify(b"{}", signed(b"{}", secret=OTHER), SECRET)
 
 
-def good() -> str:
-    return signed(b"{}")["webhook-signature"]
-
-
 @pytest.mark.parametrize(
     ("signature", "fits"),
     [
@@ -88,7 +84,8 @@ def good() -> str:
     ],
 )
 def test_a_signature_fits_or_is_refused_and_nothing_else(signature: str, fits: bool) -> None:  # noqa: FBT001
-    headers = signed(b"{}", webhook_signature=signature.format(good=good()))
+    headers = signed(b"{}")
+    headers["webhook-signature"] = signature.format(good=headers["webhook-signature"])
     if fits:
         verify(b"{}", headers)
     else:

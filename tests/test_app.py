@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import logging
+import os
 import sqlite3
 import sys
 import threading
@@ -21,7 +22,7 @@ import modelarts_cleanup.app
 import pytest
 from fakes import REF, FakeClusters, FakeSink, MemoryStore, a_policy, an_event
 from flask.testing import FlaskClient
-from modelarts_cleanup import app, credentials, settings
+from modelarts_cleanup import app, credentials, deadline, settings
 from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore
 from modelarts_cleanup.adapters.modelarts import ModelArts
 from modelarts_cleanup.adapters.secrets import Secret
@@ -549,6 +550,16 @@ def test_a_trace_is_found_in_each_of_its_forms(
     assert line.get("logging.googleapis.com/trace") == trace
 
 
+def test_an_event_is_not_lost_for_a_line_that_cannot_be_written(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    answer = stage.client.post("/", headers=ce_headers(), data=text(expiry(region="elsewhere")))
+    assert answered(answer) == (200, "skipped", "region_not_allowed")
+
+
 # A mistake of ours
 
 
@@ -652,6 +663,14 @@ def test_a_ledger_that_hangs_is_left_behind_too(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert left_behind(given).reason == "ledger_unavailable"
+
+
+def test_a_ledger_whose_client_is_still_being_imported_is_known_for_one(forever: threading.Event) -> None:
+    class Importing(MemoryStore):
+        def transact(self, *_: Any, **__: Any) -> Any:
+            forever.wait()
+
+    assert left_behind(a_world(ledger=Ledger(Importing()))).reason == "ledger_unavailable"
 
 
 def test_whatever_else_hangs_is_a_mistake_of_ours(forever: threading.Event) -> None:
@@ -848,6 +867,16 @@ def test_a_signed_webhook_is_stored_as_an_expiry_event(hooked: Hooked, capsys: p
     assert stored["data"] == expiry()
     [line] = log_lines(capsys)
     assert (line["outcome"], line["severity"], line["event_id"]) == ("accepted", "INFO", "w-1")
+
+
+def test_a_secret_that_hangs_is_not_waited_for(hooked: Hooked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadline, "ANSWERING", timedelta(seconds=0.3))
+    pipe = hooked.folder / "secrets"
+    pipe.unlink()
+    os.mkfifo(pipe)  # opening it ends when somebody writes to it
+    answer = hooked.send(text(expiry()))
+    assert answered(answer) == (503, "retry", "credentials_unavailable")
+    pipe.write_text(f"{WEBHOOK_SECRET}\n")
 
 
 def test_the_same_webhook_sent_again_is_the_same_event(hooked: Hooked) -> None:

@@ -1,4 +1,5 @@
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -475,8 +476,14 @@ def test_send_ends_with_two_when_nothing_can_be_sent(deployed: Deployment, tmp_p
     assert "No such file" in run("send", str(tmp_path / "none"), code=2).stderr
     assert "directory" in run("send", str(tmp_path), code=2).stderr
     assert "cannot be read" in run("send", "\0", code=2).stderr
-    for url in (f"http://127.0.0.1:{free_port()}/", "nonsense", "ftp://x", "http://", "http://[", "http://.x/"):
-        assert "no answer from" in run("send", file, "--url", url, code=2).stderr
+    assert "no answer from" in run("send", file, "--url", f"http://127.0.0.1:{free_port()}/", code=2).stderr
+    for url in ("", "nonsense", "ftp://x", "http://", "http://[", "http://.x/"):
+        assert "is no http(s) URL" in run("send", file, "--url", url, code=2).stderr
+    for option in ("--id", "--source"):
+        for value in ("", "\udcff"):
+            assert f"{option} is not a text in Unicode" in run("send", file, option, value, code=2).stderr
+    sample = json.dumps({"headers": {"x-a": "注"}, "body": "{}"})
+    assert "a header that HTTP cannot carry" in run("send", "-", text=sample, code=2).stderr
     assert "given together" in run("send", file, "--webhook", code=2).stderr
     assert "given together" in run("send", file, "--secret-file", file, code=2).stderr
     bad = '{"headers": {}, "body_base64": "é"}'
@@ -510,6 +517,10 @@ def test_a_webhook_is_signed_so_that_the_function_takes_it_and_no_other_secret_d
     file = a_file(tmp_path, an_expiry(owner="me"))
     with Served(given, target="webhook") as served:
         accepted = told("send", file, "--url", served.url, "--webhook", "--secret-file", secret, "--id", "w-1")
+        bare = json.dumps({"headers": {}, "body": an_expiry("bare")})
+        assert told("send", "-", "--url", served.url, "--webhook", "--secret-file", secret, text=bare)["status"] == 202
+        wrong = run("send", file, "--webhook", "--secret-file", secret, "--id", "a b", code=2).stderr
+        assert "--id is not 1 to 256 visible ASCII characters" in wrong
         assert accepted["status"] == 202
         assert "ok: accepted" in run("send", file, "--url", served.url, "--webhook", "--secret-file", secret).stdout
         refused = told("send", file, "--url", served.url, "--webhook", "--secret-file", other, code=1)
@@ -1187,11 +1198,43 @@ def test_what_cannot_be_read_in_a_file_is_named_by_its_line_and_nothing_is_sent(
     assert f"line {line} of {source} {problem}" in " ".join(error.split())
 
 
-def test_what_cannot_be_remembered_stops_the_replay(deployed: Deployment, tmp_path: Path) -> None:
+def test_nothing_is_sent_that_could_not_be_remembered(deployed: Deployment, tmp_path: Path) -> None:
     source = a_file(tmp_path, lines(a_completion("failed", 61), a_completion("failed", 62)))
     remember = str(tmp_path / "none" / "memory")
     error = run("replay", source, "--to", deployed.url, "--yes", "--remember", remember, code=2).stderr
-    assert "completion-61 was sent, but" in error
+    assert "cannot be written to, so nothing is sent" in " ".join(error.split())
+    assert states(told("replay", source, "--to", deployed.url)) == ["kept", "kept"]
+
+
+def test_two_replays_of_the_same_do_not_work_at_once(tmp_path: Path) -> None:
+    source = a_file(tmp_path, lines(a_completion("failed", 63)))
+    with Path(f"{source}.replayed").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        error = run("replay", source, "--to", f"http://127.0.0.1:{free_port()}/", "--yes", code=2).stderr
+    assert "another replay is at work" in " ".join(error.split())
+
+
+def test_what_another_replay_has_sent_meanwhile_is_not_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = a_file(tmp_path, lines(a_completion("failed", 64)))
+    memory = Path(f"{source}.replayed")
+    to = f"http://127.0.0.1:{free_port()}/"
+    (planned,) = told("replay", source, "--to", to)["events"]
+
+    def confirm(_question: str) -> bool:
+        memory.write_text(json.dumps({"key": planned["key"], "to": "x", "at": "x"}) + "\n")
+        return True
+
+    monkeypatch.setattr("click.confirm", confirm)
+    output = run("replay", source, "--to", to).stdout
+    assert "sent meanwhile" in " ".join(output.split())
+
+
+def test_a_byte_order_mark_before_a_file_of_events_is_no_part_of_it(deployed: Deployment, tmp_path: Path) -> None:
+    source = tmp_path / "with-bom"
+    source.write_bytes(b"\xef\xbb\xbf" + lines(a_completion("failed", 65)).encode())
+    assert states(told("replay", str(source), "--to", deployed.url)) == ["kept"]
 
 
 def test_a_dead_letter_goes_back_to_the_topic_it_came_from_and_is_acknowledged(

@@ -8,6 +8,7 @@ import flask
 import pytest
 from modelarts_cleanup import http_request
 from modelarts_cleanup.model import RetryLater
+from werkzeug.exceptions import ClientDisconnected
 from werkzeug.test import EnvironBuilder
 
 
@@ -37,6 +38,17 @@ def test_of_a_body_that_is_too_large_the_head_and_the_hash_are_kept() -> None:
 def test_a_request_that_was_cut_off_is_asked_for_again() -> None:
     with pytest.raises(RetryLater, match="cut off"):
         http_request.read(request(io.BytesIO(b'{"half'), length=100), largest=1000)
+
+
+@pytest.mark.parametrize("broken", [OSError("a chunk without an end"), ClientDisconnected()])
+def test_a_request_that_breaks_in_its_middle_is_asked_for_again(broken: Exception) -> None:
+    class Broken(io.BytesIO):
+        def read(self, _size: int | None = -1) -> bytes:
+            raise broken
+
+    with pytest.raises(RetryLater, match="could not be read") as raised:
+        http_request.read(request(Broken(), length=100), largest=1000)
+    assert raised.value.reason == "request_cut_off"
 
 
 def test_a_request_that_does_not_end_is_not_waited_for_and_the_framework_does_not_either() -> None:

@@ -1,4 +1,5 @@
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +173,31 @@ def test_many_threads_read_it_once() -> None:
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(get, range(8))) == {"one"}
     assert len(fetched) == 1
+
+
+def test_who_waited_for_a_read_that_failed_shares_its_failure() -> None:
+    fetched: list[int] = []
+    waiting, go_on = threading.Barrier(8), threading.Event()
+
+    def fetch() -> bytes:
+        fetched.append(1)
+        go_on.wait(10)
+        raise OSError("is away")
+
+    secret = Secret("s", fetch=fetch, read=_text)
+
+    def get(_: int) -> str:
+        waiting.wait()
+        return refused(secret.get).detail
+
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(get, number) for number in range(8)]
+        time.sleep(0.2)  # long enough for the others to ask while the first one reads
+        go_on.set()
+        assert {one.result() for one in asked} == {"the secret s is away"}
+    assert len(fetched) == 1
+    assert refused(secret.get)
+    assert len(fetched) == 2  # whoever asks later tries again
 
 
 # A file

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from modelarts_cleanup import webhook
-from modelarts_cleanup.envelope import Request
+from modelarts_cleanup.envelope import MESSAGE_PUBLISHED, Request
 from modelarts_cleanup.events import EXPIRED
 from modelarts_cleanup.fields import InvalidEventError
 from standardwebhooks.webhooks import Webhook
@@ -61,6 +61,10 @@ def test_each_of_several_secrets_is_good_while_they_are_rotated() -> None:
     [
         ("v1,AAAA {good}", True),
         ("v1a,AAAA {good}", True),
+        ("v1 {good}", True),
+        ("v1,A {good}", True),
+        ("v1,\xe9  {good}", True),
+        ("{good} v1,not-base64!", True),
         ("v1,AAAA v1,BBBB", False),
         ("v1,\xe9", False),
         ("v1", False),
@@ -73,6 +77,10 @@ def test_each_of_several_secrets_is_good_while_they_are_rotated() -> None:
     ids=[
         "case 68: the second is good",
         "case 68: another version beside it",
+        "case 68: one without a comma beside it",
+        "case 68: one that is no base64 beside it",
+        "case 68: one that is not ASCII beside it",
+        "case 68: one that is no base64 behind it",
         "case 68: none is good",
         "case 65: not ASCII",
         "no comma",
@@ -151,6 +159,17 @@ def test_what_is_no_secret_is_refused_and_not_shown(text: str) -> None:  # cases
     assert "MfKQ" not in str(raised.value)
 
 
+# An event about a message on Pub/Sub that holds a good expiry event.
+MESSAGE = {
+    "message": {
+        "messageId": "1",
+        "attributes": {"ce-id": "e", "ce-source": "s", "ce-type": EXPIRED, "ce-specversion": "1.0"},
+        "data": base64.b64encode(json.dumps(DATA).encode()).decode(),
+    },
+    "subscription": "projects/p/subscriptions/s",
+}
+
+
 def structured(**changed: object) -> bytes:
     event = {"specversion": "1.0", "id": "own", "source": "//own", "type": EXPIRED, "data": DATA}
     return json.dumps(event | changed).encode()
@@ -186,8 +205,10 @@ def test_the_event_is_named_by_what_was_signed(body: bytes, content_type: str) -
         (b"[]", "application/json", "data"),
         (b'{"project_id": "p1"}', "application/json", "cluster_id"),
         (structured(type="another"), "application/json", "type"),
+        (structured(type=MESSAGE_PUBLISHED, data=MESSAGE), "application/cloudevents+json", "type"),
+        (structured(), "application/cloudevents+xml", "content-type"),
         (structured(specversion="0.3"), "application/json", "specversion"),
-        (b"[]", "application/cloudevents-batch+json", "data"),
+        (b"[]", "application/cloudevents-batch+json", "content-type"),
         (structured(data={**DATA, "ttl": 5}), "application/cloudevents+json", "ttl"),
     ],
 )

@@ -100,7 +100,8 @@ class Webhook:
         if not asked.complete:
             return 413, _refusal(f"the body is larger than {LARGEST_WEBHOOK} bytes")
         try:
-            webhook.verify(asked.body, asked.headers, webhooks=secrets.get(), now=clock.now())
+            webhooks = deadline.within(deadline.ANSWERING, secrets.get, clock)
+            webhook.verify(asked.body, asked.headers, webhooks=webhooks, now=clock.now())
             line["event_id"] = asked.headers["webhook-id"]
             attributes, data = webhook.expiry_event(asked)
         except webhook.SignatureError as error:

@@ -22,13 +22,14 @@ GIVING_BACK = timedelta(seconds=2)
 
 _T = TypeVar("_T")
 _WAITED_FOR: Mapping[str, RetryReason] = {
-    "modelarts": "modelarts_unavailable",
-    "secrets": "credentials_unavailable",
-    "secret_manager": "credentials_unavailable",
-    "sinks": "sink_unavailable",
-    "sink_pubsub": "sink_unavailable",
-    "ledger_sqlite": "ledger_unavailable",
-    "ledger_firestore": "ledger_unavailable",
+    "modelarts_cleanup.adapters.modelarts": "modelarts_unavailable",
+    "modelarts_cleanup.adapters.secrets": "credentials_unavailable",
+    "modelarts_cleanup.adapters.secret_manager": "credentials_unavailable",
+    "modelarts_cleanup.adapters.sinks": "sink_unavailable",
+    "modelarts_cleanup.adapters.sink_pubsub": "sink_unavailable",
+    "modelarts_cleanup.adapters.ledger_sqlite": "ledger_unavailable",
+    "modelarts_cleanup.adapters.ledger_firestore": "ledger_unavailable",
+    "modelarts_cleanup.ledger": "ledger_unavailable",  # whose adapter is still being imported
 }
 
 
@@ -95,10 +96,10 @@ def within(span: timedelta, work: Callable[[], _T], clock: DeliveryClock) -> _T:
 
 
 def _waited_for(thread: threading.Thread) -> RetryReason:
-    """Say what a thread hangs in, by the innermost of our adapters on its stack."""
+    """Say what a thread hangs in, by the innermost of our rooms on its stack that waits."""
     frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the documented way to see another stack
     while frame:
-        room = str(frame.f_globals.get("__name__")).removeprefix("modelarts_cleanup.adapters.")
+        room = str(frame.f_globals.get("__name__"))
         if room in _WAITED_FOR:
             return _WAITED_FOR[room]
         frame = frame.f_back

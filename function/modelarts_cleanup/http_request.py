@@ -8,6 +8,7 @@ from functools import partial
 from typing import IO
 
 import flask
+from werkzeug.exceptions import HTTPException
 
 from modelarts_cleanup import patience
 from modelarts_cleanup.envelope import Request
@@ -22,7 +23,7 @@ def read(request: flask.Request, *, largest: int, seconds: float = SECONDS) -> R
     """
     Read a request to its end; of a body larger than `largest` bytes only the head and the hash are kept.
 
-    Raises `RetryLater` for a body that is shorter than it says, or does not end.
+    Raises `RetryLater` with `request_cut_off` for a body that is shorter than it says, breaks, or does not end.
     """
     stream = request.stream
     # The framework reads what it takes for the rest of the body, and would fail at it, or hang, as we may.
@@ -31,10 +32,12 @@ def read(request: flask.Request, *, largest: int, seconds: float = SECONDS) -> R
         # A sender may stop in the middle and keep the connection.
         body, digest, size = patience.within(seconds, partial(_read_body, stream, largest))
     except patience.StillWaitingError:
-        raise RetryLater("internal_error", f"the request did not end in {seconds:.0f} s") from None
+        raise RetryLater("request_cut_off", f"the request did not end in {seconds:.0f} s") from None
+    except (OSError, HTTPException) as error:  # what the server and the framework make of a body that breaks
+        raise RetryLater("request_cut_off", f"the request could not be read ({type(error).__name__})") from None
     if size < (request.content_length or 0):
         # Not the event but a part of it: judged by that, it would be rejected for ever.
-        raise RetryLater("internal_error", "the request was cut off before its end")
+        raise RetryLater("request_cut_off", "the request was cut off before its end")
     return Request(
         method=request.method,
         headers={name.lower(): value for name, value in request.headers.items()},

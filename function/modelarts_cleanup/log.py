@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 # By reason, else by outcome; https://cloud.google.com/logging/docs/reference/v2/rest/v2/LogEntry#logseverity
 _SEVERITY = {
@@ -31,5 +32,6 @@ def write(outcome: str, reason: str | None, detail: str, line: Mapping[str, obje
         **{name: value for name, value in line.items() if value is not None},
     }
     # One write: lines of requests that end at once must not mix.
-    sys.stdout.write(json.dumps(written) + "\n")
-    sys.stdout.flush()
+    with suppress(OSError):  # an event is not lost for a line that cannot be written
+        sys.stdout.write(json.dumps(written) + "\n")
+        sys.stdout.flush()

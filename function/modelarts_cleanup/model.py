@@ -41,6 +41,7 @@ RetryReason: TypeAlias = Literal[
     "ledger_unavailable",
     "misconfigured",
     "internal_error",
+    "request_cut_off",
 ]
 
 

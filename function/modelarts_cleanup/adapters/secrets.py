@@ -38,15 +38,17 @@ class Secret(Generic[_T]):
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._kept: tuple[float, _T] | None = None
+        self._failed: tuple[float, RetryLater] | None = None
 
     def get(self) -> _T:
         """Give the value. Raises `RetryLater` with `credentials_unavailable`."""
+        asked_at = self._monotonic()
         with self._lock:
             age = self._monotonic() - self._kept[0] if self._kept else KEPT_SECONDS
             if self._kept and age < FRESH_SECONDS:
                 return self._kept[1]
             try:
-                return self._fetched()
+                return self._fetched(asked_at)
             except RetryLater:
                 if self._kept and age < KEPT_SECONDS:
                     return self._kept[1]
@@ -55,16 +57,22 @@ class Secret(Generic[_T]):
 
     def renewed(self, stale: _T) -> _T:
         """Read the value again, unless somebody else just has. Raises as `get`."""
+        asked_at = self._monotonic()
         with self._lock:
             if self._kept and self._kept[1] != stale:
                 return self._kept[1]
-            return self._fetched()
+            return self._fetched(asked_at)
 
-    def _fetched(self) -> _T:
+    def _fetched(self, asked_at: float) -> _T:
+        if self._failed and self._failed[0] > asked_at:
+            # It failed while this one waited: trying again for each who waits would take them turn by turn.
+            raise RetryLater(self._failed[1].reason, self._failed[1].detail) from None
         try:
             value = self._read(self.fetch())
         except (ValueError, OSError) as error:
-            raise RetryLater("credentials_unavailable", f"the secret {self._name} {error}") from None
+            failure = RetryLater("credentials_unavailable", f"the secret {self._name} {error}")
+            self._failed = (self._monotonic(), failure)
+            raise failure from None
         self._kept = (self._monotonic(), value)
         return value
 

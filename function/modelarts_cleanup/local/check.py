@@ -92,7 +92,7 @@ def _key_pair(url: str) -> str:
 
 def _webhook_secrets(url: str) -> str:
     found = world.secret(places.secret(url), read=webhook.secrets).get()
-    return f"can be read, and holds {len(found)} webhook secrets"
+    return f"can be read, and holds {len(found)} webhook secret{'s' if len(found) > 1 else ''}"
 
 
 def _ledger(url: str) -> str:

@@ -12,6 +12,7 @@ from typing import Final
 from urllib.parse import quote
 
 import requests
+from requests.exceptions import InvalidHeader, InvalidSchema, InvalidURL, MissingSchema
 
 from modelarts_cleanup import envelope, events, strict_json
 from modelarts_cleanup.adapters.direct import DirectSession
@@ -118,6 +119,10 @@ def deliver(sent: Delivery, url: str) -> Answer:
                 sent.method, url, data=sent.body, headers=dict(sent.headers), timeout=SECONDS, allow_redirects=False
             )
             content = answer.content
+    except (MissingSchema, InvalidSchema, InvalidURL):
+        raise CommandError(f"{url or 'an empty text'} is no http(s) URL") from None
+    except (InvalidHeader, UnicodeError):
+        raise CommandError("this request has a header that HTTP cannot carry") from None
     except (requests.RequestException, OSError, ValueError) as error:
         raise CommandError(f"no answer from {url}: {type(error).__name__}") from None
     return Answer(status=answer.status_code, body=_object(content))

@@ -1,9 +1,10 @@
 """The command `replay`: sends again what dead letters, or `failed` and `rejected` completion events, hold."""
 
+import fcntl
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,13 +44,35 @@ class Memory:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self._keys = self._read()
+
+    def _read(self) -> set[str]:
         try:
-            lines = file.read_text().splitlines() if file.exists() else []
-            self._keys = {str(json.loads(line)["key"]) for line in lines}
+            lines = self.file.read_text().splitlines() if self.file.exists() else []
+            return {str(json.loads(line)["key"]) for line in lines}
         except (OSError, ValueError, KeyError, TypeError):
             raise CommandError(
-                f"{file} cannot be read as what was replayed before; name another with --remember"
+                f"{self.file} cannot be read as what was replayed before; name another with --remember"
             ) from None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """
+        Keep the file for this process alone, and know what others have replayed meanwhile.
+
+        Raises `CommandError` before anything is sent that could not be remembered.
+        """
+        try:
+            file = self.file.open("a")
+        except OSError as error:
+            raise CommandError(f"{self.file} cannot be written to, so nothing is sent: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise CommandError(f"another replay is at work with {self.file}, so nothing is sent") from None
+            self._keys = self._read()
+            yield
 
     def __contains__(self, key: object) -> bool:
         return key in self._keys
@@ -115,7 +138,8 @@ def replay(
             pubsub.acknowledge(source, letter)
             letters.remove(letter)
 
-        done = _sent(found, planned, place, pubsub=pubsub, memory=memory, let_go=let_go) if yes else planned
+        with memory.held() if yes and sending else nullcontext():
+            done = _sent(found, planned, place, pubsub=pubsub, memory=memory, let_go=let_go) if yes else planned
     if as_json:
         write_json(
             {"to": place, "sent": yes, "remembered_in": str(memory.file), "events": [asdict(one) for one in done]}
@@ -185,7 +209,9 @@ def _sent(
     broken = False
     for one, plan in zip(found, planned, strict=True):
         result = plan
-        if plan.state == "kept" and not broken:
+        if plan.state == "kept" and one.key in memory:
+            result = Replayed(plan.key, plan.about, "already", "sent meanwhile")
+        elif plan.state == "kept" and not broken:
             state, detail = _send(one, place, pubsub)
             broken = state == "wrong"
             result = Replayed(plan.key, plan.about, state, detail)

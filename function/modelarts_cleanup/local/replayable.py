@@ -103,7 +103,7 @@ def of_file(content: bytes, file: str) -> list[Replayable]:
     What the file holds twice is given once. Raises `ValueError` that names the line and what it is not.
     """
     try:
-        text = content.decode().rstrip(_BLANK)
+        text = content.decode("utf-8-sig").rstrip(_BLANK)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"line {line} of {file} is not UTF-8") from None

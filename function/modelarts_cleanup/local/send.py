@@ -45,6 +45,10 @@ def send(
     """
     if as_webhook != (secret_file is not None):
         raise click.UsageError("--webhook and --secret-file are given together.")
+    for option, given in (("--id", event_id), ("--source", source)):
+        if given is not None and not _sendable(given, as_webhook=as_webhook):
+            form = "1 to 256 visible ASCII characters" if as_webhook else "a text in Unicode"
+            raise click.UsageError(f"{option} is not {form}.")
     text = read_bytes(file)
     if secret_file is None:
         sent = delivery(text, event_id=event_id, source=source)
@@ -72,12 +76,19 @@ def _signed(sent: Delivery, webhook_id: str, secret_file: str) -> Delivery:
     except ValueError as error:
         raise CommandError(f"the secret in {secret_file} {error}") from None
     headers = {
-        "content-type": sent.headers["content-type"],
+        "content-type": sent.headers.get("content-type", "application/json"),
         "webhook-id": webhook_id,
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": signature,
     }
     return Delivery(headers=headers, body=sent.body)
+
+
+def _sendable(given: str, *, as_webhook: bool) -> bool:
+    """Tell whether the function could take this: a webhook's id as it is, an event's attributes as any text."""
+    if as_webhook:
+        return webhook.ID.fullmatch(given) is not None
+    return bool(given) and not any("\ud800" <= character <= "\udfff" for character in given)
 
 
 def _line(event_id: str | None, answer: Answer) -> object:

@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "function")]
 
 import google_parts
+import imports as cold_imports
 import ledgers
 from cost import Rates, Taken, deliveries, per_thousand
 from measured import (
@@ -110,6 +111,14 @@ def cold(runs: int, place: Path, parts: google_parts.Parts | None, pythons: Pyth
         )
 
 
+def imports(runs: int, pythons: Pythons) -> Iterator[Line]:
+    """Measure what the imports of a cold start take, and their share of them all."""
+    found = [cold_imports.steps(pythons.ours, FUNCTION) for _ in range(runs)]
+    for step in found[0]:
+        share = Figure.of([one[step] / sum(one.values()) for one in found])
+        yield Line("imports of a cold start", step, Figure.of([one[step] for one in found]), "ms", share, "all imports")
+
+
 def warm(
     events: int, place: Path, delay_ms: float, parts: google_parts.Parts | None, pythons: Pythons
 ) -> Iterator[Line]:
@@ -198,6 +207,7 @@ def lines(extent: Extent, rates: Rates, *, here: bool) -> Iterator[Line]:
         compileall.compile_dir(FUNCTION, quiet=1)  # as the platform's build does
         pythons = Pythons() if here else Pythons.deployed(place)
         yield from cold(extent.cold_starts, place, parts, pythons)
+        yield from imports(extent.cold_starts, pythons)
         with modelarts() as endpoint:
             own = Figure.of(own_work(endpoint, place, extent.events))
         yield Line("own work for an event, all but waiting for ModelArts", "embedded", own, "ms")

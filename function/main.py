@@ -1,15 +1,11 @@
 """Registers the entry points, and hands each request to the app."""
 
-import gc
 from collections.abc import Callable
 
 import flask
 import functions_framework
 from modelarts_cleanup import app
 from werkzeug.exceptions import HTTPException
-
-# Imports make many objects and next to no garbage: looking for it at the usual rate is a tenth of a cold start.
-gc.set_threshold(50_000)
 
 
 @functions_framework.http

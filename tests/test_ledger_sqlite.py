@@ -315,6 +315,25 @@ def test_a_file_that_another_keeps_locked_is_waited_for_and_then_given_up(file: 
     assert read(store, "a") == an_entry(1)
 
 
+def test_a_transaction_that_does_not_end_is_not_waited_for_by_another_thread(file: Path) -> None:
+    store = SqliteStore(str(file), busy_seconds=0.1)
+    began, go_on = threading.Event(), threading.Event()
+
+    def hang(_entries: Entries) -> None:
+        began.set()
+        go_on.wait(10)
+
+    hanging = threading.Thread(target=store.transact, args=(["a"], hang))
+    hanging.start()
+    began.wait(10)
+    with pytest.raises(RetryLater, match="another transaction does not end") as raised:
+        store.transact(["a"], lambda _entries: None)
+    assert raised.value.reason == "ledger_unavailable"
+    go_on.set()
+    hanging.join()
+    store.transact(["a"], lambda _entries: None)
+
+
 def test_a_file_that_another_locks_for_a_moment_is_waited_for(file: Path, store: SqliteStore) -> None:
     write(store, "a", an_entry(1))
     with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:

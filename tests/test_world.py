@@ -1,3 +1,4 @@
+import gc
 import subprocess
 import sys
 import threading
@@ -87,6 +88,7 @@ def test_what_cannot_be_imported_is_told_to_the_one_who_needs_it() -> None:
 
     broken, next_one = later(build), later(lambda: "fine")
     world.prepare(broken, next_one)
+    assert gc.isenabled()
     with pytest.raises(ImportError, match="a package is missing"):
         broken.get()
     assert next_one.get() == "fine"

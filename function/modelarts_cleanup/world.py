@@ -5,6 +5,7 @@ What imports Google's clients is built when it is first needed, and in advance i
 in which a delivery needs it: while one part waits for the network, the next is being imported.
 """
 
+import gc
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -126,7 +127,10 @@ class _LaterDatabase(Later[Store]):
 
 def prepare(*parts: object) -> None:
     """Build those parts in advance whose packages are imported later, one after another."""
+    # Imports make many objects and next to no garbage: to look for it all the while is a tenth of their time.
+    gc.disable()
     for part in parts:
         if isinstance(part, Later):
             with suppress(Exception):  # whoever needs it meets the same, and says so
                 part.get()
+    gc.enable()

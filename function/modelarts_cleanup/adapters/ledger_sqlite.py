@@ -1,6 +1,7 @@
 """Keeps the ledger's entries in one SQLite file, for many threads and processes at once."""
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,15 +32,20 @@ class SqliteStore:
 
     A transaction locks the file for writing at its start (`BEGIN IMMEDIATE`), as rules write what
     they have read. The journal is a write-ahead log: a killed process leaves a whole file.
+    Threads of one process take turns before they ask for that lock: SQLite has those who wait for it sleep, for
+    longer and longer.
     """
 
     def __init__(self, path: str, *, busy_seconds: float = BUSY_SECONDS) -> None:
         self._path = path
         self._busy_seconds = busy_seconds
         self._idle: list[sqlite3.Connection] = []
+        self._turn = threading.Lock()
 
     def transact(self, keys: Sequence[str], change: Callable[[Entries], _T]) -> _T:
         """Read, change and write entries in one transaction. Raises `RetryLater` with `ledger_unavailable`."""
+        if not self._turn.acquire(timeout=self._busy_seconds):
+            raise RetryLater("ledger_unavailable", "SQLite: another transaction does not end")
         try:
             with self._connection() as connection, connection:
                 connection.execute("BEGIN IMMEDIATE")
@@ -54,6 +60,8 @@ class SqliteStore:
                         )
         except (sqlite3.Error, msgspec.DecodeError) as error:
             raise RetryLater("ledger_unavailable", f"SQLite: {type(error).__name__}") from None
+        finally:
+            self._turn.release()
         return found
 
     @contextmanager

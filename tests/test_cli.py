@@ -33,6 +33,7 @@ from modelarts_cleanup import events
 from modelarts_cleanup.local import cli, delivery
 from modelarts_cleanup.local.commands import commands
 from modelarts_cleanup.local.function_process import FunctionProcess, function_folder
+from modelarts_cleanup.local.replay import Memory
 from modelarts_cleanup.local.samples import samples
 from modelarts_cleanup.local.screen import CommandError, cell
 from modelarts_cleanup.local.simulator import Answer, Call
@@ -1204,6 +1205,13 @@ def test_nothing_is_sent_that_could_not_be_remembered(deployed: Deployment, tmp_
     error = run("replay", source, "--to", deployed.url, "--yes", "--remember", remember, code=2).stderr
     assert "cannot be written to, so nothing is sent" in " ".join(error.split())
     assert states(told("replay", source, "--to", deployed.url)) == ["kept", "kept"]
+
+
+def test_what_was_sent_and_can_no_longer_be_remembered_stops_the_replay(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "gone" / "memory")
+    with pytest.raises(CommandError, match=r"d-1 was sent, but .* cannot be written to: No such file"):
+        memory.add("d-1", "pubsub://projects/p/topics/t")
+    assert "d-1" not in memory
 
 
 def test_two_replays_of_the_same_do_not_work_at_once(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class SqliteStore:
     def __init__(self, path: str, *, busy_seconds: float = BUSY_SECONDS) -> None:
         self._path = path
         self._busy_seconds = busy_seconds
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: sqlite3.Connection | None = None
         self._turn = threading.Lock()
 
     def transact(self, keys: Sequence[str], change: Callable[[Entries], _T]) -> _T:
@@ -66,14 +66,13 @@ class SqliteStore:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        # Lists pop and append atomically; a connection is in one thread's hands at a time.
-        connection = self._idle.pop() if self._idle else self._opened()
+        connection, self._idle = self._idle or self._opened(), None
         try:
             yield connection
         except BaseException:
             connection.close()
             raise
-        self._idle.append(connection)
+        self._idle = connection
 
     def _opened(self) -> sqlite3.Connection:
         until = time.monotonic() + self._busy_seconds

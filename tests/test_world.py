@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes import MemoryStore
 from modelarts_cleanup import places, settings, world
 from modelarts_cleanup.adapters.ledger_firestore import FirestoreStore
 from modelarts_cleanup.adapters.ledger_sqlite import SqliteStore
@@ -164,3 +165,15 @@ def test_a_client_of_googles_is_imported_when_it_is_needed_and_no_other(setting:
     assert "grpc" not in built
     clients = {"google.cloud.secretmanager_v1", "google.pubsub_v1", "google.cloud.firestore_v1"}
     assert {name for name in clients if f"'{name}'" in needed} == {client}
+
+
+def test_a_part_that_is_built_later_does_what_the_part_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, store = (
+        world.sink(places.TopicPlace("projects/p-1/topics/topic")),
+        world.store(places.FirestorePlace("p", "d")),
+    )
+    monkeypatch.setattr(sink, "get", lambda: FileSink(str(tmp_path / "events")))
+    sink.put({"id": "1"}, "{}")
+    assert '"id":"1"' in (tmp_path / "events").read_text()
+    monkeypatch.setattr(store, "get", MemoryStore)
+    assert store.transact(["a"], list) == ["a"]
